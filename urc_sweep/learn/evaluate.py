@@ -1,0 +1,272 @@
+"""Metrics of a finished trial. A metric is one decorated function of a ``View``; it exists as ``val_*`` and plain.
+
+Everything is read in evaluation mode with a fixed dither over all images of the split. Nothing here is stored in a
+trial's training commit, so a metric added later is computed for old trials without training them again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urc_sweep.learn.data import Data, Split
+from urc_sweep.learn.models import Channel
+from urc_sweep.learn.quantizer import nearest_index
+from urc_sweep.learn.train import EVALUATION_BATCH, encode
+from urc_sweep.maths.streams import FIXED_SEED, stream
+from urc_sweep.plan.registry import component
+from urc_sweep.plan.trials import Trial, metrics_of
+
+Values = Mapping[str, float | None]
+
+DITHERS = 64  # fixed dithers over which facts of an encoder are averaged
+MAX_CELLS = 1000  # above it, cell means would be fitted to a handful of images each
+PROJECTIONS = 512
+SAMPLES_PER_CLASS = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """One split seen through one trial: images, labels, reconstructions, and both classifiers' logits on demand."""
+
+    data: Data
+    name: str  # "validation" or "test"
+    split: Split
+    networks: Mapping[str, nn.Module]  # encoder, decoder, classifier, heldout_classifier, all in evaluation mode
+    channel: Channel | None
+    encoder_sha256: str = ""
+
+    @functools.cached_property
+    def x(self) -> Tensor:
+        """Images (n, c, h, w) float32 in [0, 1]."""
+        return self.split.pixels(slice(None))
+
+    @property
+    def s(self) -> Tensor:
+        """Labels (n,)."""
+        return self.split.labels
+
+    @functools.cached_property
+    def code(self) -> Tensor:
+        """f(x), (n, dim), before dither and quantizer."""
+        return encode(self.networks["encoder"], self.split)
+
+    @functools.cached_property
+    def x_hat(self) -> Tensor:
+        """Reconstructions (n, c, h, w) under the fixed evaluation dither."""
+        assert self.channel is not None
+        u = self.channel.dither(FIXED_SEED, f"dither.{self.name}", len(self.split)).to(self.code.device)
+        return _batched(lambda i: self._decode(self.code[i], u[i]), len(self.split))
+
+    def _decode(self, code: Tensor, u: Tensor) -> Tensor:
+        assert self.channel is not None
+        return self.channel.decode(self.networks["decoder"], code, u)
+
+    def logits(self, role: str, images: Tensor) -> Tensor:
+        """Return one classifier's logits (n, classes) on images."""
+        network = self.networks[role]
+        return _batched(lambda i: network(images[i]), len(images))
+
+
+@torch.no_grad()
+def evaluate(
+    trial: Trial, data: Data, networks: Mapping[str, nn.Module], channel: Channel | None, encoder_sha256: str = ""
+) -> dict[str, dict[str, float | None]]:
+    """Return every registered metric of ``trial`` on the validation and the test split, by split and name."""
+    torch.set_num_threads(trial.config["train"]["threads"])
+    for network in networks.values():
+        network.eval()
+    results: dict[str, dict[str, float | None]] = {}
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        view = View(data, name, split, networks, channel, encoder_sha256)
+        results[name] = {}
+        for metric in metrics_of(trial.stage):
+            results[name].update({key: _finite(value) for key, value in metric.load()(view).items()})
+    return results
+
+
+@torch.no_grad()
+def samples(data: Data, networks: Mapping[str, nn.Module], channel: Channel) -> tuple[Tensor, Tensor]:
+    """Return originals and reconstructions (k, c, h, w) uint8 of the first test image of every class."""
+    first = [int((data.test.labels == label).nonzero()[0]) for label in range(data.classes)]
+    view = View(data, "test", data.test, networks, channel)
+    return data.test.images[first].cpu(), (view.x_hat[first] * 255.0).round().to(torch.uint8).cpu()
+
+
+def _batched(read: Any, n: int) -> Tensor:
+    return torch.cat([read(slice(i, i + EVALUATION_BATCH)) for i in range(0, n, EVALUATION_BATCH)])
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@component("metric", "mse", version=1)
+def mse(view: View) -> Values:
+    """``mse``: mean squared error per pixel on the 0-1 scale; ``mse_se``: its standard error over images; PSNR of the mean."""
+    each = (view.x_hat - view.x).double().square().flatten(1).mean(1)
+    mean = float(each.mean())
+    return {"mse": mean, "mse_se": float(each.std() / math.sqrt(len(each))), "psnr_db": -10 * math.log10(max(mean, 1e-12))}
+
+
+@component("metric", "ssim", version=1)
+def ssim(view: View) -> Values:
+    """``ssim``: structural similarity, 11x11 Gaussian window (sigma 1.5), data range 1 (Wang et al. 2004)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    each = _batched(
+        lambda i: structural_similarity_index_measure(view.x_hat[i], view.x[i], data_range=1.0, reduction="none"), len(view.x)
+    )
+    return {"ssim": float(each.double().mean())}
+
+
+@component("metric", "classification", version=1)
+def classification(view: View) -> Values:
+    """``cross_entropy`` (nats) and ``accuracy`` of c(x_hat) by the classifier that losses see."""
+    return _judge(view.logits("classifier", view.x_hat), view.s, "")
+
+
+@component("metric", "heldout", version=1)
+def heldout(view: View) -> Values:
+    """``heldout_cross_entropy`` (nats) and ``heldout_accuracy`` by a classifier that no loss ever saw."""
+    return _judge(view.logits("heldout_classifier", view.x_hat), view.s, "heldout_")
+
+
+@component("metric", "real_classification", version=1, stages=("classifier",))
+def real_classification(view: View) -> Values:
+    """``cross_entropy`` (nats) and ``accuracy`` of a classifier trial on real images."""
+    return _judge(view.logits("classifier", view.x), view.s, "")
+
+
+def _judge(logits: Tensor, s: Tensor, prefix: str) -> Values:
+    accuracy = float((logits.argmax(1) == s).double().mean())
+    return {f"{prefix}cross_entropy": float(F.cross_entropy(logits.double(), s)), f"{prefix}accuracy": accuracy}
+
+
+@component("metric", "sliced_w2", version=1)
+def sliced_w2(view: View) -> Values:
+    """``sliced_w2``: sliced Wasserstein-2 distance (not squared) between images and reconstructions, 512 fixed directions.
+
+    ``sliced_w2_floor`` is the same distance between two halves of the real images: what sampling alone gives.
+    """
+    pixels = view.x[0].numel()
+    directions = stream(FIXED_SEED, "projections").standard_normal((pixels, PROJECTIONS), dtype=np.float32)
+    directions /= np.linalg.norm(directions, axis=0, keepdims=True)
+    theta = torch.from_numpy(directions).to(view.x.device)
+    real, fake = view.x.flatten(1) @ theta, view.x_hat.flatten(1) @ theta
+    order = torch.from_numpy(stream(FIXED_SEED, "halves").permutation(len(real)))
+    half = len(real) // 2
+    floor = _w2(real[order[:half]], real[order[half : 2 * half]])
+    return {"sliced_w2": _w2(real, fake), "sliced_w2_floor": floor}
+
+
+def _w2(a: Tensor, b: Tensor) -> float:
+    return math.sqrt(float((a.sort(0).values - b.sort(0).values).double().square().mean()))
+
+
+@component("metric", "encoder_facts", version=1)
+def encoder_facts(view: View) -> Values:
+    """Facts of an encoder that no decoder can change, over 64 fixed dithers u; null where cells are too many.
+
+    ``mse_centroid`` = E|X - E[X|Z,U]|^2 per pixel, the MSE that no decoder on this encoder beats (up to the sampling
+    error of the cell means); ``latent_label_entropy``: H(S|Z,U) in nats, as the cross-entropy of the labels under the
+    cells' label frequencies (add-half smoothed); ``latent_accuracy``: of the cells' majority labels. Cells are fitted
+    on training images and read on the split. ``index_entropy_bits``: Miller-Madow estimate of H(Z|U), the rate of a
+    coder that knows u.
+    """
+    assert view.channel is not None
+    cells = view.channel.levels**view.channel.dim
+    if cells > min(MAX_CELLS, len(view.split)):
+        return dict.fromkeys(("mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"))
+    key = (view.encoder_sha256, view.data.sha256, view.name, view.channel.levels, view.channel.dim)
+    if key not in _facts or not view.encoder_sha256:
+        while len(_facts) >= 64:
+            _facts.pop(next(iter(_facts)))
+        _facts[key] = _cell_facts(view, cells)
+    return _facts[key]
+
+
+# Universal trials of one encoder share its facts; a process keeps the last ones.
+_facts: dict[tuple[Any, ...], dict[str, float]] = {}
+
+
+def _cell_facts(view: View, cells: int) -> dict[str, float]:
+    assert view.channel is not None
+    levels, dim = view.channel.levels, view.channel.dim
+    train, classes = view.data.train, view.data.classes
+    train_code = encode(view.networks["encoder"], train)
+    dithers = view.channel.dither(FIXED_SEED, "dither.facts", DITHERS).to(train_code.device)
+    base = levels ** torch.arange(dim, device=train_code.device)
+    train_x, x = train.pixels(slice(None)).flatten(1), view.x.flatten(1)
+    power = float(x.double().square().sum())
+    total_mean = train_x.mean(0)
+    totals = dict.fromkeys(("mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"), 0.0)
+    for u in dithers:
+        train_cell = (nearest_index(train_code + u, levels) * base).sum(1)
+        cell = (nearest_index(view.code + u, levels) * base).sum(1)
+        fitted, counts = _cell_sums(train_x, train_cell, cells)
+        means = torch.where(counts[:, None] > 0, fitted / counts.clamp(min=1)[:, None], total_mean)
+        sums, read = _cell_sums(x, cell, cells)
+        residual = power - 2 * (sums * means).double().sum() + (read * means.double().square().sum(1)).sum()
+        labels = torch.bincount(train_cell * classes + train.labels, minlength=cells * classes).reshape(cells, classes)
+        frequency = (labels + 0.5) / (labels.sum(1, keepdim=True) + 0.5 * classes)
+        totals["mse_centroid"] += float(residual) / x.numel()
+        totals["latent_label_entropy"] -= float(frequency[cell, view.s].double().log().mean())
+        totals["latent_accuracy"] += float((labels.argmax(1)[cell] == view.s).double().mean())
+        totals["index_entropy_bits"] += miller_madow_bits(read)
+    return {name: value / DITHERS for name, value in totals.items()}
+
+
+def _cell_sums(values: Tensor, cell: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Return per cell the sum of ``values`` (n, k) and the number of rows, shapes (cells, k) and (cells,)."""
+    sums = torch.zeros(cells, values.shape[1], dtype=values.dtype, device=values.device)
+    return sums.index_add_(0, cell, values), torch.bincount(cell, minlength=cells)
+
+
+def miller_madow_bits(counts: Tensor) -> float:
+    """Return the Miller-Madow estimate of a distribution's entropy in bits from its counts."""
+    counts = counts[counts > 0].double()
+    p = counts / counts.sum()
+    return float(-(p * p.log2()).sum() + (len(counts) - 1) / (2 * counts.sum()) / math.log(2))
+
+
+@component("metric", "anchors", version=1, stages=("end_to_end",))
+def anchors(view: View) -> Values:
+    """Numbers to check a rate against, from the data alone.
+
+    ``mse_rate0``: MSE of the best constant image; ``label_entropy``: H(S) in nats; ``mse_kmeans``: MSE of k-means
+    with 2^R codewords fitted on the very images it is read on: a near-floor at this rate (a local optimum, one fixed
+    dither's codebook), not a bound; null where codewords outnumber a tenth of the images.
+    """
+    assert view.channel is not None
+    frequency = torch.bincount(view.s).double() / len(view.s)
+    frequency = frequency[frequency > 0]
+    constant = (view.x - view.data.train.pixels(slice(None)).mean(0)).double().square().mean()
+    return {
+        "mse_rate0": float(constant),
+        "label_entropy": float(-(frequency * frequency.log()).sum()),
+        "mse_kmeans": kmeans_mse(view.data, view.name, view.channel.levels**view.channel.dim),
+    }
+
+
+@functools.lru_cache(maxsize=32)
+def kmeans_mse(data: Data, split_name: str, codewords: int) -> float | None:
+    """Return the in-sample MSE per pixel of k-means on one split; ``None`` where images are too few."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    split: Split = getattr(data, split_name)
+    if codewords * 10 > len(split):
+        return None
+    x = split.pixels(slice(None)).flatten(1).cpu().numpy()
+    with threadpool_limits(1):
+        fit = KMeans(codewords, n_init=4, random_state=0).fit(x)
+    return float(fit.inertia_) / x.size

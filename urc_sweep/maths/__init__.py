@@ -1,0 +1,1 @@
+"""Ground floor: pure functions of numbers and JSON values. No files, no clock, no torch."""

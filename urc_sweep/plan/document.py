@@ -1,0 +1,142 @@
+"""YAML text to plain values that remember their place. Refuses whatever YAML can do that a sweep never needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from urc_sweep.errors import SpecError
+
+MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 100_000
+Path = tuple[str | int, ...]
+# What people write for numbers; YAML 1.1 leftovers (012, 1:30, 1_000, 0x1F) are refused instead of guessed.
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def dotted(path: Path) -> str:
+    """Return ``stages.end_to_end.objective`` or ``rates[1].levels`` for a path of keys and indices."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+@dataclass
+class Document:
+    """A sweep file's content, the place of every value and key, and the problems found on the way."""
+
+    source: str
+    value: Any = None
+    places: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    overrides: dict[Path, str] = field(default_factory=dict)
+
+    def problem(self, path: Path, message: str) -> str:
+        """Return ``file:line:col: path: message`` with the nearest place that the file itself holds."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overrides:
+                return f"--set {self.overrides[path[:length]]}: {dotted(path)}: {message}"
+        near = path
+        while near and near not in self.places:
+            near = near[:-1]
+        line, column = self.places.get(near, (1, 1))
+        return f"{self.source}:{line}:{column}: {dotted(path) + ': ' if path else ''}{message}"
+
+    def override(self, assignment: str) -> None:
+        """Apply one ``--set a.b=value``; the value is YAML, list indices are written ``rates.0.dim``."""
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise SpecError(f"--set {assignment}: expected KEY.SUBKEY=VALUE")
+        path: Path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+        value = read(text, f"--set {assignment}").value
+        target = self.value
+        for depth, step in enumerate(path[:-1]):
+            if isinstance(target, dict) and not isinstance(step, int):
+                if not isinstance(target.get(step), (dict, list)):
+                    target[step] = {}
+                target = target[step]
+            elif isinstance(target, list) and isinstance(step, int) and step < len(target):
+                target = target[step]
+            else:
+                raise SpecError(f"--set {assignment}: {dotted(path[: depth + 1])} is not in the sweep file")
+        last = path[-1]
+        if isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int) and last < len(target)):
+            target[last] = value
+        else:
+            raise SpecError(f"--set {assignment}: {dotted(path)} is not in the sweep file")
+        self.overrides[path] = assignment
+
+
+def read(text: str, source: str) -> Document:
+    """Parse YAML ``text``; raise ``SpecError`` with the place of the first thing that cannot be accepted."""
+    document = Document(source)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise SpecError(f"{source}:1:1: larger than {MAX_BYTES:,} bytes")
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        root = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
+        raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{source}:1:1: not YAML: {str(error).splitlines()[0]}") from None
+    seen: set[int] = set()
+    document.value = {} if root is None else _plain(root, (), document, seen)
+    return document
+
+
+def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
+    place = (node.start_mark.line + 1, node.start_mark.column + 1)
+    document.places.setdefault(path, place)
+
+    def refuse(message: str, at: Node = node, where: Path = path) -> SpecError:
+        line, column = at.start_mark.line + 1, at.start_mark.column + 1
+        prefix = f"{dotted(where)}: " if where else ""
+        return SpecError(f"{document.source}:{line}:{column}: {prefix}{message}")
+
+    if id(node) in seen:
+        raise refuse("aliases (*name) are not accepted; write the value out")
+    seen.add(id(node))
+    if len(path) > MAX_DEPTH or len(seen) > MAX_NODES:
+        raise refuse(f"nested deeper than {MAX_DEPTH} or more than {MAX_NODES:,} values")
+    if isinstance(node, MappingNode):
+        mapping: dict[str, Any] = {}
+        for key, item in node.value:
+            if not isinstance(key, ScalarNode) or id(key) in seen:
+                raise refuse("keys are plain words", key)
+            name = str(key.value)
+            if name in mapping:
+                raise refuse("duplicate key", key, (*path, name))
+            document.places[(*path, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
+            mapping[name] = _plain(item, (*path, name), document, seen)
+        return mapping
+    if isinstance(node, SequenceNode):
+        return [_plain(item, (*path, index), document, seen) for index, item in enumerate(node.value)]
+    return _scalar(node, refuse)
+
+
+def _scalar(node: ScalarNode, refuse: Any) -> Any:
+    text = str(node.value)
+    kind = str(node.tag).rsplit(":", 1)[-1]
+    if node.style in ("'", '"', "|", ">") and kind == "str":
+        return text
+    if kind == "str":
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "int" and _INT.fullmatch(text):
+        return int(text)
+    if kind in ("int", "float") and _FLOAT.fullmatch(text) and not re.fullmatch(r"[-+]?0[0-9]+", text):
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    raise refuse(f"cannot read {text!r} as a plain number, word or true/false; quote it if it is a word")

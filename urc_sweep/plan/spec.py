@@ -1,0 +1,362 @@
+"""The sweep file: its keys, their defaults and every check that one file can pass or fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from urc_sweep.errors import SpecError, choices
+from urc_sweep.plan import registry
+from urc_sweep.plan.document import Document, dotted, read
+from urc_sweep.plan.document import Path as KeyPath
+
+MAX_TRIALS = 100_000
+NAME = r"^[a-z][a-z0-9._-]{0,63}$"
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Section(BaseModel):
+    """A mapping of the sweep file: unknown keys and loose types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Chosen(Section):
+    """A component by name; its other keys are that component's own parameters."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Rate(Section):
+    """R = dim * log2(levels) bits: ``dim`` latent dimensions of ``levels`` quantizer centres each."""
+
+    dim: int = Field(ge=1, le=4096)
+    levels: int = Field(ge=2, le=65536)
+
+    @property
+    def bits(self) -> float:
+        return self.dim * math.log2(self.levels)
+
+
+class Range(Section):
+    """An interval of weights from which ``search: {strategy: random}`` draws."""
+
+    low: Weight
+    high: Weight
+    scale: Literal["log", "linear"] = "log"
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Weights = Annotated[
+    Annotated[list[Weight], Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, (dict, Range)) else "list"),
+    BeforeValidator(_as_list, json_schema_input_type=float | list[float] | Range),
+]
+
+
+class Train(Section):
+    """How a network is trained. Adam; the learning rate is multiplied by ``decay`` at each fraction ``decay_at``."""
+
+    epochs: int = Field(30, ge=1, le=100_000, description="passes over the training split")
+    batch_size: int = Field(64, ge=2, le=1_000_000)
+    learning_rate: float = Field(1e-2, gt=0, le=10)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.5, 0.9], min_length=2, max_length=2)
+    decay: float = Field(0.2, gt=0, le=1)
+    decay_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field([2 / 3], description="fractions of the epochs")
+    precision: Literal["fp32"] = "fp32"
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of one trial; part of its id")
+
+
+class Protocol(Section):
+    """The named settings in which published code and text differ (science: frozen encoders in evaluation mode)."""
+
+    preset: Literal["sound"] = "sound"
+    quantizer_gradient: Literal["soft", "identity"] = "soft"
+    sigma: float = Field(1.0, gt=0, le=1e6, description="sharpness of the soft quantizer's gradient")
+
+
+class Resources(Section):
+    """What a pack of trials reserves. None of it changes a number."""
+
+    cpus: int = Field(1, ge=1)
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    lanes: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    checkpoint_minutes: float = Field(5.0, ge=0)
+
+
+class Budget(Section):
+    """When to stop handing out work; the next launch goes on."""
+
+    hours: float | None = Field(None, gt=0)
+
+
+class Search(Section):
+    """How weights are chosen: every combination of the lists, or ``samples`` random points of lists and ranges."""
+
+    strategy: str = "grid"
+    samples: int = Field(8, ge=1, le=MAX_TRIALS)
+    seed: Seed = 0
+
+
+class Stage(Section):
+    """What every stage may override."""
+
+    train: Train = Train()
+    resources: Resources | None = None
+
+
+class Classifier(Stage):
+    """A classifier of the data, trained once for all seeds of the sweep."""
+
+    network: str = "paper"
+    seed: Seed = 0
+
+
+class Heldout(Classifier):
+    """A classifier of another architecture and seed that no loss ever sees."""
+
+    network: str = "mlp"
+    seed: Seed = 1
+
+
+class EndToEnd(Stage):
+    """Encoder and decoder trained together, once per combination of objective weights."""
+
+    objective: dict[str, Weights] = Field(min_length=1)
+
+
+class Universal(EndToEnd):
+    """New decoders on frozen end-to-end encoders."""
+
+    encoders: Literal["all"] | dict[str, Any] | list[dict[str, Any]]
+
+
+def _empty_is_default(value: Any) -> Any:
+    return {} if value is None else value
+
+
+class Stages(Section):
+    """The kinds of training a sweep does; a universal stage needs an end-to-end one."""
+
+    classifier: Annotated[Classifier, BeforeValidator(_empty_is_default)] = Classifier()
+    heldout_classifier: Annotated[Heldout, BeforeValidator(_empty_is_default)] = Heldout()
+    end_to_end: EndToEnd | None = None
+    universal: Universal | None = None
+
+
+def _preset(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+class Sweep(Section):
+    """A whole study: one data set, one family of networks, rates, seeds and stages."""
+
+    name: str = Field(pattern=NAME)
+    dataset: Chosen
+    model: Chosen = Chosen(name="paper")
+    rates: list[Rate] = Field(min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
+    protocol: Annotated[Protocol, BeforeValidator(_preset, json_schema_input_type=Literal["sound"] | Protocol)] = Protocol()
+    train: Train = Train()
+    stages: Stages
+    search: Search = Search()
+    resources: Resources = Resources()
+    budget: Budget = Budget()
+    _document: Document = PrivateAttr(default_factory=lambda: Document("<sweep>"))
+
+    def problem(self, path: KeyPath, message: str) -> SpecError:
+        """Return the error of one key, with the file, line and column where it was written."""
+        return SpecError(self._document.problem(path, message))
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
+    """Read, check and return the sweep of a file; every problem found is one line of the ``SpecError``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecError(f"{path}: cannot read the sweep file: {reason}") from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, source: str = "<string>", overrides: tuple[str, ...] = ()) -> Sweep:
+    """As ``load``, from text; ``source`` names it in messages."""
+    document = read(text, source)
+    if not isinstance(document.value, dict):
+        raise SpecError(document.problem((), "a sweep file is a mapping of keys (name, dataset, rates, stages ...)"))
+    for assignment in overrides:
+        document.override(assignment)
+    try:
+        sweep = Sweep.model_validate(document.value)
+    except ValidationError as error:
+        raise SpecError(*_lines(document, error)) from None
+    sweep._document = document
+    problems = [document.problem(path, message) for path, message in _check(sweep)]
+    if problems:
+        raise SpecError(*problems)
+    return sweep
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of the sweep file, with the registry's names filled in."""
+    schema = Sweep.model_json_schema(mode="validation")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    for key, kind in (("dataset", "dataset"), ("model", "model")):
+        schema["properties"][key] = {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"enum": registry.names(kind)}},
+        }
+    definitions = schema["$defs"]
+    for stage in ("EndToEnd", "Universal"):
+        definitions[stage]["properties"]["objective"]["propertyNames"] = {"enum": registry.names("term")}
+    for stage in ("Classifier", "Heldout"):
+        definitions[stage]["properties"]["network"]["enum"] = registry.names("classifier")
+    definitions["Search"]["properties"]["strategy"]["enum"] = registry.names("search")
+    return schema
+
+
+def _lines(document: Document, error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        path = tuple(step for step in detail["loc"] if step not in ("list", "range", "float", "int", "constrained-float", "constrained-int"))
+        path = tuple(step for step in path if not (isinstance(step, str) and (step.startswith("literal[") or "[" in step)))
+        yield document.problem(path, _message(detail, path))
+
+
+def _message(detail: ErrorDetails, path: KeyPath) -> str:
+    kind, given = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key; {choices(path[-1], _keys(path[:-1]))}"
+    if kind == "missing":
+        return "missing, but required"
+    if kind == "too_short":
+        return "empty; give at least one value"
+    if kind == "literal_error":
+        expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{given!r} is not known; {choices(given, expected)}"
+    if kind == "string_pattern_mismatch":
+        return f"{given!r} is not a name: a lower-case letter, then up to 63 of a-z 0-9 . _ -"
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    shown = repr(given) if isinstance(given, (str, int, float, bool, type(None))) else f"a {type(given).__name__}"
+    return f"{message.replace('input should', 'should')}, not {shown[:80]}"
+
+
+def _keys(path: KeyPath) -> list[str]:
+    """Return the keys that the mapping at ``path`` may hold, by walking the section classes."""
+    section: Any = Sweep
+    for step in path:
+        if isinstance(step, int):
+            continue
+        annotation = section.model_fields[step].annotation if step in section.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Range)
+    return list(section.model_fields)
+
+
+def _check(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what the section classes cannot see: names of the registry, and keys that contradict each other."""
+    yield from _check_component("dataset", sweep.dataset, ("dataset",))
+    yield from _check_component("model", sweep.model, ("model",))
+    if sweep.search.strategy not in registry.names("search"):
+        yield ("search", "strategy"), f"unknown; {choices(sweep.search.strategy, registry.names('search'))}"
+    for role in ("classifier", "heldout_classifier"):
+        network = getattr(sweep.stages, role).network
+        if network not in registry.names("classifier"):
+            yield ("stages", role, "network"), f"unknown classifier {network!r}; {choices(network, registry.names('classifier'))}"
+    if sweep.stages.universal and not sweep.stages.end_to_end:
+        yield ("stages", "universal"), "needs the stage end_to_end, whose encoders it freezes"
+    for stage in ("end_to_end", "universal"):
+        settings = getattr(sweep.stages, stage)
+        for term, weights in settings.objective.items() if settings else ():
+            path = ("stages", stage, "objective", term)
+            if term not in registry.names("term"):
+                yield path, f"unknown objective term; {choices(term, registry.names('term'))}"
+            if isinstance(weights, Range):
+                yield from _check_range(sweep, weights, path)
+            elif not weights:
+                yield path, "empty; give at least one weight"
+
+
+def _check_component(kind: str, chosen: Chosen, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if chosen.name not in registry.names(kind):
+        yield (*path, "name"), f"unknown {kind} {chosen.name!r}; {choices(chosen.name, registry.names(kind))}"
+        return
+    parameters = registry.find(kind, chosen.name).parameters
+    for key, value in chosen.parameters.items():
+        if key not in parameters:
+            yield (*path, key), f"{kind} {chosen.name!r} has no such parameter; {choices(key, ['name', *parameters])}"
+            continue
+        try:
+            number = TypeAdapter(parameters[key].kind).validate_python(value, strict=True)
+        except ValidationError:
+            yield (*path, key), f"should be {parameters[key].kind.__name__}, not {value!r}"
+            continue
+        if parameters[key].kind in (int, float) and number <= 0:
+            yield (*path, key), f"should be greater than 0, not {value!r}"
+
+
+def _check_range(sweep: Sweep, weights: Range, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if sweep.search.strategy == "grid":
+        yield path, "a range needs search: {strategy: random}; a grid needs a list of weights"
+    if weights.low >= weights.high or (weights.scale == "log" and weights.low <= 0):
+        yield path, "a range needs low < high, and low > 0 on a log scale"
+
+
+def settings_of(sweep: Sweep, stage: str) -> Any:
+    """Return the stage's section of the file."""
+    return getattr(sweep.stages, stage)
+
+
+def resources_of(sweep: Sweep, stage: str) -> Resources:
+    """Return what a pack of ``stage`` reserves: the sweep's resources under the stage's own keys."""
+    own = settings_of(sweep, stage).resources
+    return sweep.resources if own is None else _overlay(sweep.resources, own)
+
+
+def train_of(sweep: Sweep, stage: str) -> Train:
+    """Return the training settings of ``stage``: defaults, the sweep's keys, then the stage's own keys.
+
+    A classifier has its own defaults: Adam at 1e-3 (0.9, 0.999), no decay.
+    """
+    settings = settings_of(sweep, stage)
+    base = sweep.train
+    if isinstance(settings, Classifier):
+        base = base.model_copy(update={"learning_rate": 1e-3, "betas": [0.9, 0.999], "decay_at": []})
+    return _overlay(base, settings.train)
+
+
+def _overlay(base: Any, own: Any) -> Any:
+    return base.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+
+
+def parameters_of(kind: str, chosen: Chosen) -> dict[str, Any]:
+    """Return a component's parameters with their defaults filled in and numbers of the declared type."""
+    declared: Mapping[str, registry.Parameter] = registry.find(kind, chosen.name).parameters
+    return {key: p.kind(chosen.parameters.get(key, p.default)) for key, p in declared.items()}
+
+
+__all__ = ["MAX_TRIALS", "Rate", "Sweep", "dotted", "json_schema", "load", "parse"]

@@ -1,0 +1,244 @@
+"""The commit protocol. Invariant: a name, once linked, holds one complete, durable, immutable record for ever.
+
+A record is written to a private name, fsynced, and linked into place with link(2), which fails if the name exists:
+the first writer wins, everybody else discards. No locks, no rename over a commit, no in-place write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from urc_sweep.errors import StoreError
+from urc_sweep.maths.ids import digest
+from urc_sweep.store.layout import FORMAT, Layout
+
+MAX_RECORD_BYTES = 256 * 2**20
+Record = dict[str, Any]
+
+
+class Store:
+    """One store directory: commits and failures (the truth), artifacts and checkpoints (bytes)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.layout = Layout(self.root)
+        self._read: dict[str, Record] = {}
+
+    # -- the directory -------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the store's folders, or check the format of one that exists."""
+        if self.check():
+            return
+        try:
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            self.link(self.layout.format, json.dumps({"format": FORMAT, "made_by": "urc-sweep"}).encode())
+        except OSError as error:
+            raise StoreError(f"{self.root}: cannot make a store here: {error.strerror or error}") from None
+
+    def check(self) -> bool:
+        """Return whether this is a store; raise ``StoreError`` if it is one that cannot be read."""
+        try:
+            text = self.layout.format.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            if self.root.exists() and not self.root.is_dir():
+                raise StoreError(f"{self.root} is a file, not a store") from None
+            return False
+        except OSError as error:
+            raise StoreError(f"{self.root}: the store cannot be read: {error.strerror}") from None
+        try:
+            number = json.loads(text)["format"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StoreError(f"{self.layout.format} is damaged: it should name the store's format") from None
+        if not isinstance(number, int) or number > FORMAT:
+            raise StoreError(f"{self.layout.format}: format {number} is newer than this urc-sweep reads ({FORMAT})")
+        return True
+
+    def require(self) -> None:
+        """Raise ``StoreError`` unless this is a store."""
+        if not self.check():
+            raise StoreError(f"{self.root} is not a store; `urc-sweep launch SPEC --store {self.root}` makes one")
+
+    # -- the protocol --------------------------------------------------------------------------------------------
+
+    def link(self, path: Path, data: bytes) -> bool:
+        """Publish ``data`` at ``path`` unless something is there; return whether this writer won."""
+        private = self.write_private(data)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(private, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                # NFS may lose the answer of a link that was done: the link count of the private name tells.
+                if os.stat(private).st_nlink != 2:
+                    raise
+            _sync_directory(path.parent)
+            return True
+        finally:
+            private.unlink(missing_ok=True)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Put ``data`` at ``path``, whole or not at all; for projections, never for the truth."""
+        private = self.write_private(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(private, path)
+        _sync_directory(path.parent)
+
+    def write_private(self, data: bytes) -> Path:
+        """Write and fsync ``data`` under a private name and return it."""
+        private = self.layout.private()
+        private.parent.mkdir(parents=True, exist_ok=True)
+        with open(private, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return private
+
+    # -- commits and failures ------------------------------------------------------------------------------------
+
+    def commit(self, commit_id: str, record: Record) -> bool:
+        """Commit a record under its content id; return whether this writer won."""
+        return self.link(self.layout.commit(commit_id), _seal(record))
+
+    def committed(self, commit_id: str) -> Record | None:
+        """Return the record of an id, ``None`` if there is none; raise ``StoreError`` if it is damaged."""
+        if commit_id not in self._read:
+            record = _open(self.layout.commit(commit_id))
+            if record is None:
+                return None
+            if record.get("id") != commit_id:
+                raise StoreError(f"{self.layout.commit(commit_id)} holds the record of {str(record.get('id'))[:12]}")
+            self._read[commit_id] = record
+        return self._read[commit_id]
+
+    def commit_ids(self) -> Iterator[str]:
+        """Yield the ids of all commits, sorted."""
+        for path in sorted(self.layout.commits.glob("??/*.json")):
+            yield path.stem
+
+    def fail(self, trial_id: str, attempt: int, record: Record) -> bool:
+        """Record how an attempt at a trial failed; return whether this writer was first."""
+        return self.link(self.layout.failure(trial_id, attempt), _seal(record))
+
+    def failures(self, trial_id: str) -> list[Record]:
+        """Return the failed attempts of a trial, oldest first."""
+        folder = self.layout.failure(trial_id, 0).parent
+        paths = sorted(folder.glob("*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
+        return [record for path in paths if (record := _open(path)) is not None]
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def put(self, data: bytes, suffix: str) -> str:
+        """Store bytes under their own SHA-256 and return it; the same bytes are stored once."""
+        sha256 = digest(data)
+        self.link(self.layout.artifact(sha256, suffix), data)
+        return sha256
+
+    def get(self, sha256: str, suffix: str) -> bytes:
+        """Return an artifact's bytes, checked against their name."""
+        path = self.layout.artifact(sha256, suffix)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: the artifact cannot be read: {error.strerror}") from None
+        if digest(data) != sha256:
+            raise StoreError(f"{path}: damaged: its bytes have SHA-256 {digest(data)[:12]}")
+        return data
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, trial_id: str, tensors: bytes, state: Record) -> None:
+        """Replace a trial's checkpoint: tensors first, then the state that names their hash."""
+        folder = self.layout.checkpoint(trial_id)
+        name = digest(tensors)
+        self.replace(folder / f"{name}.safetensors", tensors)
+        self.replace(folder / "state.json", _seal(state | {"tensors": name}))
+        for old in folder.glob("*.safetensors"):
+            if old.stem != name:
+                old.unlink(missing_ok=True)
+
+    def load_checkpoint(self, trial_id: str) -> tuple[bytes, Record] | None:
+        """Return the last whole checkpoint of a trial, ``None`` if there is none or it is damaged."""
+        folder = self.layout.checkpoint(trial_id)
+        try:
+            state = _open(folder / "state.json")
+            if state is None:
+                return None
+            tensors = (folder / f"{state['tensors']}.safetensors").read_bytes()
+        except (OSError, StoreError, KeyError):
+            return None
+        return (tensors, state) if digest(tensors) == state["tensors"] else None
+
+    def drop_checkpoint(self, trial_id: str) -> None:
+        """Remove a trial's checkpoint; it is committed."""
+        folder = self.layout.checkpoint(trial_id)
+        if folder.is_dir():
+            for path in folder.iterdir():
+                path.unlink(missing_ok=True)
+            folder.rmdir()
+
+    # -- sweeps --------------------------------------------------------------------------------------------------
+
+    def sweeps(self) -> list[str]:
+        """Return the names of the store's sweeps, the newest launch last."""
+        launched = {}
+        for path in (self.root / "sweeps").glob("*/generations/0.json"):
+            record = _open(path)
+            launched[path.parent.parent.name] = (record or {}).get("launched_at", "")
+        return sorted(launched, key=lambda name: (launched[name], name))
+
+    def generation(self, name: str) -> Record:
+        """Return what the last launch planned for a sweep; raise ``StoreError`` if there is no such sweep."""
+        record = _open(self.layout.generation(name, 0))
+        if record is None:
+            raise StoreError(f"{self.root} holds no sweep {name!r}; it has: {', '.join(self.sweeps()) or 'none'}")
+        return record
+
+    def save_generation(self, name: str, record: Record) -> None:
+        self.replace(self.layout.generation(name, 0), _seal(record))
+
+
+def new_writer() -> str:
+    """Return a name for one writer, recorded in what it writes."""
+    return uuid.uuid4().hex
+
+
+def _seal(record: Mapping[str, Any]) -> bytes:
+    body = json.dumps(record, sort_keys=True, allow_nan=False)
+    return json.dumps({"sha256": digest(body.encode()), "record": json.loads(body)}, sort_keys=True).encode()
+
+
+def _open(path: Path) -> Record | None:
+    """Return the record of a sealed file, ``None`` if there is none."""
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            raise StoreError(f"{path}: larger than any record")
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        sealed = json.loads(data)
+        record: Record = sealed["record"]
+        intact = sealed["sha256"] == digest(json.dumps(record, sort_keys=True).encode())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise StoreError(f"{path}: damaged: its checksum does not match its content")
+    return record
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

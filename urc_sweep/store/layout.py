@@ -1,0 +1,89 @@
+"""Every file name of a store, in one class. Nobody else joins paths."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from urc_sweep.errors import SpecError, StoreError
+
+FORMAT = 1
+_SWEEP = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one store. Sweep names and ids are checked here, so that none can point outside it."""
+
+    root: Path
+
+    @property
+    def format(self) -> Path:
+        return self.root / "format.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.root / "lease.json"
+
+    @property
+    def commits(self) -> Path:
+        return self.root / "commits"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures"
+
+    def private(self) -> Path:
+        """Return a fresh name that no reader looks at, on the store's own filesystem."""
+        return self.root / "tmp" / uuid.uuid4().hex
+
+    def commit(self, commit_id: str) -> Path:
+        return self.commits / self._hex(commit_id)[:2] / f"{commit_id}.json"
+
+    def failure(self, trial_id: str, attempt: int) -> Path:
+        return self.failures / self._hex(trial_id) / f"{attempt}.json"
+
+    def artifact(self, sha256: str, suffix: str) -> Path:
+        return self.root / "artifacts" / self._hex(sha256)[:2] / f"{sha256}{suffix}"
+
+    def checkpoint(self, trial_id: str) -> Path:
+        return self.root / "checkpoints" / self._hex(trial_id)
+
+    def sweep(self, name: str) -> Path:
+        """Return the folder of one sweep; a link out of the store is refused."""
+        if not _SWEEP.fullmatch(name):
+            raise SpecError(f"{name!r} is not a sweep name: a lower-case letter, then up to 63 of a-z 0-9 . _ -")
+        path = self.root / "sweeps" / name
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(f"{path} leads out of the store")
+        return path
+
+    def spec(self, name: str) -> Path:
+        return self.sweep(name) / "spec.yaml"
+
+    def generation(self, name: str, number: int) -> Path:
+        return self.sweep(name) / "generations" / f"{number}.json"
+
+    def stop(self, name: str) -> Path:
+        return self.sweep(name) / "stop.json"
+
+    def driver_log(self, name: str) -> Path:
+        return self.sweep(name) / "driver.log"
+
+    def report(self, name: str) -> Path:
+        return self.sweep(name) / "report.html"
+
+    def trials_table(self, name: str) -> Path:
+        return self.root / "trials" / f"sweep={self.sweep(name).name}" / "trials.parquet"
+
+    def curves(self, name: str) -> Path:
+        return self.root / "curves" / f"sweep={self.sweep(name).name}"
+
+    @staticmethod
+    def _hex(value: str) -> str:
+        if not _HEX.fullmatch(value):
+            raise StoreError(f"{value[:80]!r} is not an id (64 hex digits)")
+        return value
