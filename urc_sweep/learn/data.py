@@ -20,23 +20,12 @@ from urc_sweep.errors import DataError
 from urc_sweep.maths.streams import FIXED_SEED, stream
 from urc_sweep.plan import registry
 from urc_sweep.plan.registry import component
+from urc_sweep.plan.source import IDX_FILES, Source
 
 SPLITS = ("train", "validation", "test")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Arrays = dict[str, tuple[Images, Labels]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where data sets live on this machine, and whether a missing one may be downloaded."""
-
-    root: str | None = None
-    offline: bool = False
-
-    def directory(self, name: str) -> Path:
-        root = Path(self.root) if self.root else Path.home() / ".cache" / "urc-sweep"
-        return root / name / "raw"
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +135,7 @@ def digits(source: Source) -> Arrays:
     "dataset",
     "mnist",
     version=1,
+    folder="MNIST",
     sha256="5e8a56a8a5f29b16329f3285957b0df32e12a28e94eab1134cfe300edc629904",
     image=(1, 28, 28),
     classes=10,
@@ -155,13 +145,14 @@ def digits(source: Source) -> Arrays:
 )
 def mnist(source: Source) -> Arrays:
     """MNIST; 5,000 of its 60,000 training images, the same for everybody, are the validation split."""
-    return _idx(source, "MNIST", ())
+    return _idx(source, "mnist")
 
 
 @component(
     "dataset",
     "fashion_mnist",
     version=1,
+    folder="FashionMNIST",
     sha256="fashion-mnist/8d4fb7e6+25c81989+bef4ecab+bb300cfd",
     archives=(
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -177,13 +168,14 @@ def mnist(source: Source) -> Arrays:
 )
 def fashion_mnist(source: Source) -> Arrays:
     """Fashion-MNIST (Xiao et al. 2017), split like MNIST; named by the MD5 of its published archives."""
-    return _idx(source, "FashionMNIST", registry.find("dataset", "fashion_mnist").facts["archives"])
+    return _idx(source, "fashion_mnist")
 
 
 @component(
     "dataset",
     "kmnist",
     version=1,
+    folder="KMNIST",
     sha256="kmnist/bdb82020+e144d726+5c965bf0+7320c461",
     archives=(
         "bdb82020997e1d708af4cf47b453dcf7",
@@ -199,17 +191,16 @@ def fashion_mnist(source: Source) -> Arrays:
 )
 def kmnist(source: Source) -> Arrays:
     """Kuzushiji-MNIST (Clanuwat et al. 2018), split like MNIST; named by the MD5 of its published archives."""
-    return _idx(source, "KMNIST", registry.find("dataset", "kmnist").facts["archives"])
+    return _idx(source, "kmnist")
 
 
-def _idx(source: Source, torchvision_name: str, archives: tuple[str, ...]) -> Arrays:
+def _idx(source: Source, name: str) -> Arrays:
     """Read the four IDX files of an MNIST-like set, and cut the validation split off the training one."""
-    files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    directory = source.directory(torchvision_name)
-    if missing(directory, files):
-        _download(source, torchvision_name, directory, files)
-    md5s = archives or ("",) * len(files)
-    images, labels, test_images, test_labels = (_read(directory / name, md5) for name, md5 in zip(files, md5s, strict=True))
+    facts = registry.find("dataset", name).facts
+    if source.missing(name):
+        _download(source, name, facts["folder"])
+    directory, md5s = source.directory(facts["folder"]), facts.get("archives", ("",) * len(IDX_FILES))
+    images, labels, test_images, test_labels = (_read(directory / file, md5) for file, md5 in zip(IDX_FILES, md5s, strict=True))
     order = stream(FIXED_SEED, "split.idx").permutation(len(labels))
     held, kept = np.sort(order[:5000]), np.sort(order[5000:])
     return {
@@ -217,11 +208,6 @@ def _idx(source: Source, torchvision_name: str, archives: tuple[str, ...]) -> Ar
         "validation": (images[held][:, None], labels[held].astype(np.int64)),
         "test": (test_images[:, None], test_labels.astype(np.int64)),
     }
-
-
-def missing(directory: Path, files: tuple[str, ...]) -> list[str]:
-    """Return the IDX files that are there neither unpacked nor as ``.gz``."""
-    return [name for name in files if not (directory / name).is_file() and not (directory / f"{name}.gz").is_file()]
 
 
 def _read(path: Path, md5: str) -> NDArray[np.uint8]:
@@ -244,16 +230,14 @@ def _read(path: Path, md5: str) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape.tolist()).copy()
 
 
-def _download(source: Source, torchvision_name: str, directory: Path, files: tuple[str, ...]) -> None:
-    absent = missing(directory, files)
-    remedy = f"put {', '.join(absent)} (or .gz) into {directory}, or name another folder with --data-root or URC_SWEEP_DATA"
-    if source.offline:
-        raise DataError(f"data set {torchvision_name} is not on this machine and --offline forbids a download: {remedy}")
-    print(f"downloading {torchvision_name} to {directory} (about 12-30 MB)", file=sys.stderr, flush=True)
+def _download(source: Source, name: str, folder: str) -> None:
+    source.require(name)
+    directory = source.directory(folder)
+    print(f"downloading {name} to {directory} (12 to 30 MB)", file=sys.stderr, flush=True)
     from torchvision import datasets
 
     try:
-        getattr(datasets, torchvision_name)(root=str(directory.parent.parent), download=True)
+        getattr(datasets, folder)(root=str(directory.parent.parent), download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"data set {torchvision_name} could not be downloaded ({reason}): {remedy}") from None
+        raise DataError(f"data set {name} could not be downloaded ({reason}): {source.remedy(name)}") from None

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from urc_sweep.learn.quantizer import half_step, quantize
 from urc_sweep.maths.streams import stream, stream_seed
+from urc_sweep.plan import registry
 from urc_sweep.plan.registry import component
+from urc_sweep.plan.trials import Trial
 
 Shape = tuple[int, int, int]
 SLOPE = 0.01  # LeakyReLU
@@ -97,6 +99,17 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
+def blueprint(trial: Trial, image: Shape, classes: int) -> dict[str, Callable[[], nn.Module]]:
+    """Return how to build every network of a trial, by role: ``classifier``, or ``encoder`` and ``decoder``."""
+    if trial.stage == "classifier":
+        make = registry.find("classifier", trial.config["network"]["name"]).load()
+        return {"classifier": lambda: make(image, classes)}
+    chosen = trial.config["model"]
+    entry = registry.find("model", chosen["name"])
+    model = entry.load()(trial.config["rate"]["dim"], image, **{key: chosen[key] for key in entry.parameters})
+    return {"encoder": model.encoder, "decoder": model.decoder}
+
+
 class Channel:
     """The path from a code to an image: x -> f(x) -> z = Q(f(x) + u) -> x_hat = g(z - u), R = dim log2 L bits.
 
@@ -116,3 +129,9 @@ class Channel:
         """Return u (n, dim), uniform on [-1/(L-1), 1/(L-1)], of one epoch; drawn on the CPU."""
         uniform = stream(seed, name, epoch).random((n, self.dim), dtype=np.float32)
         return torch.from_numpy((uniform * 2.0 - 1.0) * np.float32(half_step(self.levels)))
+
+
+def channel_of(trial: Trial) -> Channel:
+    """Return the dithered channel of a compressor trial."""
+    rate, protocol = trial.config["rate"], trial.config["protocol"]
+    return Channel(rate["dim"], rate["levels"], protocol["quantizer_gradient"], protocol["sigma"])

@@ -12,17 +12,15 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
-from urc_sweep.learn.models import Channel, build, fast_layout, tensors_of
+from urc_sweep.learn.models import blueprint, build, channel_of, fast_layout, tensors_of
 from urc_sweep.learn.objectives import Batch, Objective
 from urc_sweep.maths.streams import FIXED_SEED, stream
-from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial
 
 EVALUATION_BATCH = 500
@@ -80,8 +78,11 @@ class Lane:
     ended: Outcome | None = None
 
     def __post_init__(self) -> None:
+        networks = blueprint(self.trial, self.data.image, self.data.classes)
         self.modules = {
-            name: fast_layout(build(make, self.trial.seed, name), self.device) for name, make in self.networks().items()
+            role: fast_layout(build(make, self.trial.seed, role), self.device)
+            for role, make in networks.items()
+            if role not in self.trial.needs
         }
         train = self.trial.config["train"]
         # Fused: one pass over the parameters instead of one per operation.
@@ -91,10 +92,6 @@ class Lane:
             betas=tuple(train["betas"]),
             fused=True,
         )
-
-    def networks(self) -> dict[str, Callable[[], nn.Module]]:
-        """Return how to build the modules that this stage trains, by role."""
-        raise NotImplementedError
 
     def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
         """Return the values to record, the one to minimise under ``loss``."""
@@ -160,10 +157,6 @@ class Lane:
 class ClassifierLane(Lane):
     """Stage ``classifier``: minimise the cross-entropy of c(x) in nats on real images."""
 
-    def networks(self) -> dict[str, Callable[[], nn.Module]]:
-        make = registry.find("classifier", self.trial.config["network"]["name"]).load()
-        return {"classifier": lambda: make(self.data.image, self.data.classes)}
-
     def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
         logits = self.modules["classifier"](x)
         accuracy = (logits.detach().argmax(1) == s).double().mean()
@@ -174,32 +167,15 @@ class CompressorLane(Lane):
     """Stages ``end_to_end`` (f and g trained together) and ``universal`` (g on a frozen f, eq. 7 of the paper)."""
 
     def __post_init__(self) -> None:
-        config = self.trial.config
         self.channel = channel_of(self.trial)
         self.objective = Objective(self.trial.weights, self.frozen)
-        parameters = {key: value for key, value in config["model"].items() if key in _parameters("model", config["model"]["name"])}
-        self.model = registry.find("model", config["model"]["name"]).load()(self.channel.dim, self.data.image, **parameters)
         super().__post_init__()
-
-    def networks(self) -> dict[str, Callable[[], nn.Module]]:
-        trained = {} if "encoder" in self.frozen else {"encoder": self.model.encoder}
-        return trained | {"decoder": self.model.decoder}
 
     def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
         assert u is not None
         f_x = self.modules["encoder"](x) if code is None else code
         x_hat = self.channel.decode(self.modules["decoder"], f_x, u)
         return self.objective(Batch(x, s, x_hat))
-
-
-def _parameters(kind: str, name: str) -> Mapping[str, Any]:
-    return registry.find(kind, name).parameters
-
-
-def channel_of(trial: Trial) -> Channel:
-    """Return the dithered channel of a compressor trial."""
-    rate, protocol = trial.config["rate"], trial.config["protocol"]
-    return Channel(rate["dim"], rate["levels"], protocol["quantizer_gradient"], protocol["sigma"])
 
 
 @torch.no_grad()

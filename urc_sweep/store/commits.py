@@ -70,7 +70,7 @@ class Store:
         """Publish ``data`` at ``path`` unless something is there; return whether this writer won."""
         private = self.write_private(data)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_durably(path.parent)
             try:
                 os.link(private, path)
             except FileExistsError:
@@ -87,7 +87,7 @@ class Store:
     def replace(self, path: Path, data: bytes) -> None:
         """Put ``data`` at ``path``, whole or not at all; for projections, never for the truth."""
         private = self.write_private(data)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_durably(path.parent)
         os.replace(private, path)
         _sync_directory(path.parent)
 
@@ -234,6 +234,14 @@ def _open(path: Path) -> Record | None:
     if not intact:
         raise StoreError(f"{path}: damaged: its checksum does not match its content")
     return record
+
+
+def _make_durably(folder: Path) -> None:
+    """Make a folder such that its name survives a power cut, too."""
+    if not folder.is_dir():
+        _make_durably(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_directory(folder.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Between the schedule and whoever executes it. Three methods are the whole contract of an executor:
+
+``suggest`` hands out the next pack, ``on_result`` and ``on_complete`` say that a worker reported or returned. What
+really happened is read from the store: dependents are released by commits, never by messages.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from urc_sweep.plan.trials import Trial
+from urc_sweep.run.schedule import Pack, Schedule
+from urc_sweep.store.commits import Store
+from urc_sweep.store.tables import Projection
+
+FINISHED = "FINISHED"
+Failed = Callable[[Trial, int, str], None]
+
+
+class Conductor:
+    """Runs one launch: owns the schedule, listens to workers, knows when to stop."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        schedule: Schedule,
+        on_event: Callable[[str, Trial | None], None],
+        record_lost: Failed,
+        hours: float | None = None,
+    ) -> None:
+        self.projection, self.schedule, self.on_event, self.record_lost = projection, schedule, on_event, record_lost
+        self.store: Store = projection.store
+        self.deadline = None if hours is None else time.monotonic() + hours * 3600
+        self.packs: dict[str, Pack] = {}
+        self.epochs: dict[str, tuple[int, float]] = {}
+        self.stopping: str | None = None
+        self.lock = threading.RLock()
+        self.changes = 0
+
+    def suggest(self, handle: str) -> dict[str, Any] | str | None:
+        """Return the next pack's config, ``FINISHED``, or ``None`` while everything left waits for live packs."""
+        with self.lock:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                self.stop("the budget of hours is used up")
+            if self.stopping or self.schedule.settled:
+                return None if self.schedule.live else FINISHED
+            pack = self.schedule.dispatch()
+            if pack is None:
+                return None
+            self.packs[handle] = pack
+            self.changes += 1
+            for trial_id in pack.trials:
+                self.on_event("started", self.schedule.trials[trial_id])
+            return {"trials": list(pack.trials), "attempts": list(pack.attempts)}
+
+    def on_result(self, handle: str, result: dict[str, Any]) -> None:
+        """Note a worker's message."""
+        with self.lock:
+            if result.get("event") == "epoch":
+                self.epochs[result["trial"]] = (int(result["epoch"]), float(result["seconds"]))
+            elif handle in self.packs:
+                self._read(self.packs[handle])
+
+    def on_complete(self, handle: str, crashed: bool) -> None:
+        """Note that a worker returned, or died."""
+        with self.lock:
+            pack = self.packs.pop(handle, None)
+            if pack is None:
+                return
+            self._read(pack)
+            for trial_id in self.schedule.end(pack, crashed):
+                trial = self.schedule.trials[trial_id]
+                self.record_lost(trial, self.schedule.attempts[trial_id], "its worker process died repeatedly")
+                self.projection.forget(trial_id)
+                self.schedule.fail(trial_id, "failed")
+                self.on_event("failed", trial)
+            if crashed:
+                self.on_event("worker died", self.schedule.trials[pack.trials[0]])
+            self.changes += 1
+
+    def stop(self, reason: str) -> None:
+        """Hand out nothing more; workers checkpoint and leave once they see the stop file."""
+        with self.lock:
+            if self.stopping is None:
+                self.stopping = reason
+                self.on_event(f"stopping: {reason}", None)
+
+    def running(self) -> list[str]:
+        with self.lock:
+            return [trial_id for pack in self.packs.values() for trial_id in pack.trials]
+
+    def _read(self, pack: Pack) -> None:
+        """Bring the schedule up to the commits and failures of one pack."""
+        for trial_id in pack.trials:
+            trial = self.schedule.trials[trial_id]
+            if self.schedule.state[trial_id] != "running":
+                continue
+            self.projection.forget(trial_id)
+            if self.store.committed(trial.id) and trial_id not in self.schedule.trained:
+                self.schedule.train(trial_id)
+                self.changes += 1
+            if self.store.committed(trial.id) and self.store.committed(trial.evaluation_id):
+                self.schedule.finish(trial_id)
+                self.on_event("done", trial)
+                self.changes += 1
+            elif failure := self.projection.final_failure(trial_id):
+                self.schedule.fail(trial_id, failure["status"])
+                self.on_event(f"{failure['status']}: {failure['error_type']}: {failure['error_message']}", trial)
+                self.changes += 1

@@ -1,0 +1,285 @@
+"""``launch``: plan, look at what is committed, run what is missing, publish. The same call again resumes or does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from urc_sweep.errors import SpecError
+from urc_sweep.plan import registry, spec
+from urc_sweep.plan.source import Source
+from urc_sweep.plan.spec import Sweep
+from urc_sweep.plan.trials import Trial, expand, pinned_data
+from urc_sweep.run.schedule import FAILED, Schedule
+from urc_sweep.store.commits import Store
+from urc_sweep.store.lease import Lease
+from urc_sweep.store.tables import Projection, Publisher, published_source
+
+PUBLISH_S = 1.0
+LANES_ON_GPU = 8
+EXECUTORS = ("ray", "inline")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a launch may be told beside the sweep file; none of it changes a number."""
+
+    store: str = "results"
+    executor: str = "ray"
+    address: str | None = None
+    overrides: tuple[str, ...] = ()
+    max_concurrent: int | None = None
+    plugins: tuple[str, ...] = ()
+    data_root: str | None = None
+    offline: bool = False
+    take_over: bool = False
+
+    def command(self, path: str, executor: bool = True) -> str:
+        """Return the command line that does this launch again."""
+        words = ["urc-sweep", "launch", path, "--store", self.store]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        words += [word for plugin in self.plugins for word in ("--plugin", plugin)]
+        words += ["--data-root", self.data_root] if self.data_root else []
+        words += ["--executor", self.executor] if executor and self.executor != "ray" else []
+        words += ["--address", self.address] if executor and self.address else []
+        return shlex.join(words)
+
+
+@dataclass
+class Launch:
+    """One launch of one sweep; ``run`` returns the exit code."""
+
+    path: str
+    options: Options
+    on_event: Callable[[str, Trial | None], None] = lambda event, trial: None
+    write_report: Callable[[Store, str, str], None] | None = None
+    sweep: Sweep = field(init=False)
+    trials: list[Trial] = field(init=False)
+    store: Store = field(init=False)
+    worked: bool = False
+    stopped: str | None = None
+    conductor: Any = None
+
+    def __post_init__(self) -> None:
+        if self.options.executor not in EXECUTORS:
+            raise SpecError(f"--executor {self.options.executor}: choices: {', '.join(EXECUTORS)}")
+        self.store = Store(self.options.store)
+        self.store.check()
+        self.sweep, self.trials = plan(self.path, self.options)
+
+    # -- what there is to do -------------------------------------------------------------------------------------
+
+    @property
+    def missing(self) -> list[Trial]:
+        """Trials without a commit, a final failure, or something failed that they need."""
+        statuses = self._statuses()
+        return [trial for trial in self.trials if statuses[trial.id] == "waiting"]
+
+    def schedule(self, lanes: Callable[[str], int] = lambda stage: 1) -> Schedule:
+        """Return the schedule as commits and failures leave it."""
+        trained = [t.id for t in self.trials if self.store.committed(t.id)]
+        done = [t.id for t in self.trials if t.id in set(trained) and self.store.committed(t.evaluation_id)]
+        failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in set(done)}
+        failed = {trial_id: f[-1]["status"] for trial_id, f in failures.items() if f and f[-1]["final"]}
+        return Schedule(self.trials, trained=trained, done=done, failed=failed, lanes=lanes)
+
+    def _statuses(self) -> dict[str, str]:
+        return self.schedule().state
+
+    @property
+    def exit_code(self) -> int:
+        states = set(self._statuses().values())
+        if self.stopped is not None and "waiting" in states:
+            return 130
+        return 3 if states & {*FAILED, "skipped"} else 0
+
+    # -- doing it ------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run what is missing and bring tables and report up to date; return the exit code."""
+        name = self.sweep.name
+        if not self.missing and self._is_published():
+            return self.exit_code
+        source = Source(self.options.data_root, self.options.offline)
+        if self.missing:
+            source.require(self.sweep.dataset.name)
+            if source.missing(self.sweep.dataset.name):
+                from urc_sweep.learn import data
+
+                data.load(self.sweep.dataset.name, spec.parameters_of("dataset", self.sweep.dataset), source)
+        self.store.create()
+        with Lease(self.store, name, self.options.take_over) as lease:
+            self.worked = True
+            self._write_plan()
+            projection = Projection(self.store, name)
+            publisher = Publisher(projection)
+            publisher.publish()
+            if self.missing:
+                self._execute(projection, publisher, source, lease)
+            digest = projection.source()
+            publisher.publish(stopped=self.stopped is not None, source=digest)
+            if self.write_report is not None:
+                self.write_report(self.store, name, digest)
+        return self.exit_code
+
+    def _is_published(self) -> bool:
+        """Return whether tables and plan on disk are those of this very sweep and its commits."""
+        name = self.sweep.name
+        if not self.store.layout.generation(name, 0).is_file():
+            return False
+        projection = Projection(self.store, name)
+        planned = [trial.to_json() for trial in self.trials] == projection.generation["trials"]
+        return planned and published_source(self.store.layout.trials_table(name)) == projection.source()
+
+    def _write_plan(self) -> None:
+        text = Path(self.path).read_bytes()
+        self.store.replace(self.store.layout.spec(self.sweep.name), text)
+        self.store.save_generation(
+            self.sweep.name,
+            {
+                "generation": 0,
+                "launched_at": datetime.now(UTC).isoformat(),
+                "command": self.options.command(self.path, executor=False),
+                "sweep": self.sweep.model_dump(mode="json"),
+                "trials": [trial.to_json() for trial in self.trials],
+            },
+        )
+
+    def _execute(self, projection: Projection, publisher: Publisher, source: Source, lease: Lease) -> None:
+        from urc_sweep.run.conductor import Conductor
+        from urc_sweep.run.job import Job, fail
+
+        name, resources = self.sweep.name, self.sweep.resources
+        self.store.layout.stop(name).unlink(missing_ok=True)
+
+        def job(use_gpu: bool) -> Job:
+            root = str(self.store.root.resolve())
+            seconds = resources.checkpoint_minutes * 60
+            return Job(root, name, source, self.options.plugins, seconds, use_gpu, git_sha())
+
+        def lost(trial: Trial, attempt: int, message: str) -> None:
+            fail(self.store, trial, attempt, {"status": "failed", "final": True, "sweep": name, "curve": []}, "WorkerDied", message)
+
+        def conduct(lanes: int) -> Conductor:
+            schedule = self.schedule(lambda stage: lanes if resources.lanes == "auto" else resources.lanes)
+            return Conductor(projection, schedule, self.on_event, lost, self.sweep.budget.hours)
+
+        with _log(self), contextlib.ExitStack() as stack:
+            if self.options.executor == "inline":
+                from urc_sweep.run import inline
+
+                self.conductor = conduct(1)
+                stack.enter_context(self._attended(publisher, lease))
+                inline.run(self.conductor, job(use_gpu=True))
+            else:
+                from urc_sweep.run import ray_tune
+
+                self.on_event("starting Ray" if not self.options.address else f"joining {self.options.address}", None)
+                cluster = stack.enter_context(ray_tune.cluster(self.options.address))
+                use_gpu = cluster.gpus_of(resources) > 0
+                self.conductor = conduct(LANES_ON_GPU if use_gpu else 1)
+                stack.enter_context(self._attended(publisher, lease))
+                ray_tune.run(self.conductor, job(use_gpu), cluster, resources, self.options.max_concurrent)
+        self.stopped = self.conductor.stopping
+
+    @contextlib.contextmanager
+    def _attended(self, publisher: Publisher, lease: Lease) -> Iterator[None]:
+        """Publish once a second, and turn Ctrl-C, SIGTERM, the stop file or a lost lease into a drain."""
+        conductor, stop_file = self.conductor, self.store.layout.stop(self.sweep.name)
+        end = threading.Event()
+
+        def attend() -> None:
+            seen = -1
+            while not end.wait(PUBLISH_S):
+                if lease.lost.is_set():
+                    conductor.stop("another launch took the store's lease over")
+                if stop_file.exists():
+                    conductor.stop("asked to by `urc-sweep stop`")
+                if conductor.stopping and not stop_file.exists():
+                    self.store.replace(stop_file, conductor.stopping.encode())
+                if conductor.changes != seen:
+                    seen = conductor.changes
+                    with conductor.lock:
+                        publisher.publish(conductor.running())
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if conductor.stopping:
+                raise KeyboardInterrupt
+            conductor.stop(f"{signal.Signals(number).name}; once more kills")
+            self.store.replace(stop_file, b"signal")
+
+        thread = threading.Thread(target=attend, name="attend", daemon=True)
+        thread.start()
+        main = threading.current_thread() is threading.main_thread()
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            end.set()
+            thread.join()
+            stop_file.unlink(missing_ok=True)
+
+
+def plan(path: str, options: Options) -> tuple[Sweep, list[Trial]]:
+    """Return the sweep of a file and its trials. Reads data only where a plugin's data set has no published hash."""
+    registry.load_plugins(options.plugins)
+    sweep = spec.load(path, options.overrides)
+    data_sha256 = None
+    if pinned_data(sweep) is None:
+        from urc_sweep.learn import data
+
+        source = Source(options.data_root, options.offline)
+        data_sha256 = data.load(sweep.dataset.name, spec.parameters_of("dataset", sweep.dataset), source).sha256
+    return sweep, expand(sweep, data_sha256)
+
+
+def request_stop(store: Store, name: str) -> None:
+    """Ask a running sweep to checkpoint and stop."""
+    store.generation(name)
+    store.replace(store.layout.stop(name), b"stop")
+
+
+@contextlib.contextmanager
+def _log(launch: Launch) -> Iterator[None]:
+    """Append every event to the sweep's driver.log as well."""
+    said = launch.on_event
+    with open(launch.store.layout.driver_log(launch.sweep.name), "a", encoding="utf-8") as file:
+        print(f"{_now()} launch urc-sweep {version('urc-sweep')} {launch.options.command(launch.path)}", file=file)
+
+        def say(event: str, trial: Trial | None) -> None:
+            print(f"{_now()} {event}{'' if trial is None else ' ' + trial.stage + ' ' + trial.id[:12]}", file=file, flush=True)
+            said(event, trial)
+
+        launch.on_event = say
+        try:
+            yield
+        finally:
+            launch.on_event = said
+
+
+def git_sha() -> str | None:
+    """Return the commit of the checkout this package runs from, ``None`` for an installed one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+

@@ -1,0 +1,148 @@
+"""The executor on Ray: ONE ``Tuner.fit`` whose searcher hands out ready packs. The only module that imports Ray.
+
+Our store is the truth and Ray only executes, so every launch starts a fresh ``Tuner``; what Tune itself writes goes
+to a folder outside the store that is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from urc_sweep.errors import ResourceError
+from urc_sweep.plan.spec import Resources
+from urc_sweep.run.conductor import FINISHED, Conductor
+from urc_sweep.run.job import Job, cpu_count
+
+_LOOPBACK = ("local", "127.", "localhost", "[::1]", "ray://127.", "ray://localhost")
+_ENVIRONMENT = {
+    # 5,000 files per 1,000 trials that nobody reads: the tables are ours.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C is ours: Tune's handler would end the run without a drain.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the cluster offers to packs."""
+
+    cpus: int
+    gpus: float
+
+    def slots(self, resources: Resources) -> int:
+        """Return how many packs fit at once."""
+        by_cpu = int(self.cpus // resources.cpus)
+        gpus = self.gpus_of(resources)
+        slots = min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
+        if slots < 1:
+            raise ResourceError(
+                f"a pack reserves {resources.cpus} CPUs and {gpus:g} GPUs, the cluster has {self.cpus} and {self.gpus:g}"
+            )
+        return slots
+
+    def gpus_of(self, resources: Resources) -> float:
+        """Return the GPUs of one pack: with ``auto`` one where there are any."""
+        return (1.0 if self.gpus else 0.0) if resources.gpus == "auto" else float(resources.gpus)
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Cluster]:
+    """Start a private local cluster, or join the one at ``address``; leave no process and no file behind."""
+    os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
+    import ray
+
+    if address and not address.startswith(_LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
+    scratch = tempfile.mkdtemp(prefix="urc-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        else:
+            # Taken explicitly: a plain init may attach to a cluster that somebody left running.
+            ray.init(
+                address="local",
+                num_cpus=cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                _temp_dir=scratch,
+            )
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise ResourceError(f"Ray: no cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+    try:
+        have = ray.cluster_resources()
+        yield Cluster(int(have.get("CPU", 0)), float(have.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def run(conductor: Conductor, job: Job, offered: Cluster, resources: Resources, max_concurrent: int | None = None) -> None:
+    """Execute the schedule to its end on the cluster that ``cluster`` opened."""
+    from ray import tune
+    from ray.tune.search import Searcher
+
+    class PlanSearcher(Searcher):
+        """Tune's view of the conductor. Without ``save`` a searcher hangs Tune; there is nothing to save."""
+
+        def __init__(self, conductor: Conductor) -> None:
+            super().__init__()
+            self.conductor = conductor
+
+        def suggest(self, trial_id: str) -> Any:
+            suggestion = self.conductor.suggest(trial_id)
+            return Searcher.FINISHED if suggestion == FINISHED else suggestion
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            self.conductor.on_result(trial_id, result)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            self.conductor.on_complete(trial_id, crashed=error)
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its searcher for a restore that we never do
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError("a launch starts a fresh Tuner; the store is what it goes on from")
+
+    def train_pack(config: dict[str, Any]) -> None:
+        from urc_sweep.run.worker import execute_pack
+
+        execute_pack(job, tuple(config["trials"]), tuple(config["attempts"]), tune.report)
+        tune.report({"event": "returned"})
+
+    reserve = tune.PlacementGroupFactory([{"CPU": resources.cpus, "GPU": offered.gpus_of(resources)}])
+    slots = min(offered.slots(resources), max_concurrent or 10**6)
+    scratch = tempfile.mkdtemp(prefix="urc-tune-")
+    try:
+        tune.Tuner(
+            tune.with_resources(train_pack, reserve),
+            tune_config=tune.TuneConfig(
+                search_alg=PlanSearcher(conductor),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=job.sweep,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

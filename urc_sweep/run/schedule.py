@@ -1,0 +1,135 @@
+"""The schedule: a pure, replayable state machine. Invariant: a trial is handed out to one pack at a time.
+
+A trial is ready when everything it needs is committed; there is no barrier between stages. What others wait for
+longest goes first. Packs are cut at dispatch, from ready trials that share a pack key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from urc_sweep.plan.trials import Trial
+
+MAX_ATTEMPTS = 3
+FAILED = ("failed", "diverged", "oom")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials to be trained side by side in one process, by id, and which attempt at them this is."""
+
+    number: int
+    trials: tuple[str, ...]
+    attempts: tuple[int, ...]
+
+
+class Schedule:
+    """Which trials are waiting, running, done, failed or skipped, and what to hand out next."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        *,
+        trained: Iterable[str] = (),
+        done: Iterable[str] = (),
+        failed: Mapping[str, str] | None = None,
+        attempts: Mapping[str, int] | None = None,
+        lanes: Callable[[str], int] = lambda stage: 1,
+    ) -> None:
+        self.trials = {trial.id: trial for trial in trials}
+        self.lanes = lanes
+        self.needs = {
+            trial.id: set(trial.needs.values()) | set(trial.evaluators.values()) for trial in trials
+        }
+        self.dependents: dict[str, list[str]] = {trial.id: [] for trial in trials}
+        for trial_id, needs in self.needs.items():
+            for need in needs:
+                self.dependents[need].append(trial_id)
+        self.trained = set(trained) | set(done)
+        self.state = dict.fromkeys(self.trials, "waiting")
+        self.state |= dict.fromkeys(done, "done")
+        self.attempts = {trial_id: (attempts or {}).get(trial_id, 0) for trial_id in self.trials}
+        self.alone: set[str] = set()
+        self.live: dict[int, Pack] = {}
+        self._packs = 0
+        self._order = self._rank(trials)
+        for trial_id, status in (failed or {}).items():
+            self.fail(trial_id, status)
+
+    def dispatch(self) -> Pack | None:
+        """Hand out the most urgent pack, or ``None`` if nothing is ready."""
+        ready = [trial_id for trial_id in self._order if self._ready(trial_id)]
+        if not ready:
+            return None
+        lead = self.trials[ready[0]]
+        mates = [t for t in ready if self.trials[t].pack_key == lead.pack_key and t not in self.alone]
+        chosen = [lead.id] if lead.id in self.alone else mates[: max(1, self.lanes(lead.stage))]
+        for trial_id in chosen:
+            self.state[trial_id] = "running"
+            self.attempts[trial_id] += 1
+        pack = Pack(self._packs, tuple(chosen), tuple(self.attempts[t] for t in chosen))
+        self._packs += 1
+        self.live[pack.number] = pack
+        return pack
+
+    def train(self, trial_id: str) -> None:
+        """Note a training commit: dependents may start, the trial's own evaluation may still run."""
+        self.trained.add(trial_id)
+
+    def finish(self, trial_id: str) -> None:
+        """Note an evaluation commit."""
+        self.train(trial_id)
+        self.state[trial_id] = "done"
+
+    def fail(self, trial_id: str, status: str) -> None:
+        """Note a final failure; whatever needs this trial is skipped, and so on down."""
+        if self.state[trial_id] == "done":
+            return
+        self.state[trial_id] = status
+        for dependent in self.dependents[trial_id]:
+            if self.state[dependent] == "waiting":
+                self.fail(dependent, "skipped")
+
+    def end(self, pack: Pack, crashed: bool) -> list[str]:
+        """Take a pack back. Trials it left unfinished wait again, after a crash alone; return those out of attempts."""
+        self.live.pop(pack.number, None)
+        given_up = []
+        for trial_id in pack.trials:
+            if self.state[trial_id] != "running":
+                continue
+            self.state[trial_id] = "waiting"
+            if crashed:
+                self.alone.add(trial_id)
+            if self.attempts[trial_id] >= MAX_ATTEMPTS:
+                given_up.append(trial_id)
+            elif any(self.state[need] in (*FAILED, "skipped") for need in self.needs[trial_id]):
+                self.state[trial_id] = "skipped"
+        return given_up
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to hand out, now or later."""
+        return not self.live and not any(self._ready(trial_id) for trial_id in self._order)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many trials of each stage are in each state; ``ready`` and ``blocked`` instead of waiting."""
+        table: dict[str, dict[str, int]] = {}
+        for trial_id, state in self.state.items():
+            if state == "waiting":
+                state = "ready" if self._ready(trial_id) else "blocked"
+            stage = table.setdefault(self.trials[trial_id].stage, {})
+            stage[state] = stage.get(state, 0) + 1
+        return table
+
+    def _ready(self, trial_id: str) -> bool:
+        return self.state[trial_id] == "waiting" and self.needs[trial_id] <= self.trained
+
+    def _rank(self, trials: Sequence[Trial]) -> list[str]:
+        """Return ids by the length of the chain that waits for them, longest first, then in plan order."""
+        height: dict[str, float] = {}
+        for trial in reversed(trials):  # in a plan, needed trials come before those that need them
+            below = max((height[dependent] for dependent in self.dependents[trial.id]), default=0.0)
+            height[trial.id] = trial.config["train"]["epochs"] + below
+        position = {trial.id: index for index, trial in enumerate(trials)}
+        return sorted(self.trials, key=lambda trial_id: (-height[trial_id], position[trial_id]))

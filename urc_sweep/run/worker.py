@@ -1,0 +1,222 @@
+"""One pack, start to commits, in one process. Every executor runs exactly this.
+
+Order matters: artifacts first, then the training commit that names them (dependents may start), then samples and
+the evaluation commit. Whoever commits second finds the name taken and discards: a zombie is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from urc_sweep.errors import StoreError, UrcSweepError
+from urc_sweep.learn import artifacts, data, evaluate
+from urc_sweep.learn.models import channel_of
+from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
+from urc_sweep.plan import registry
+from urc_sweep.plan.trials import Trial
+from urc_sweep.run.job import Job, fail, now
+from urc_sweep.store.commits import Record, Store, new_writer
+
+NETWORK, IMAGE = ".safetensors", ".png"
+STOP_POLL_S = 1.0
+PROGRESS_S = 2.0
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Shift:
+    """One process at work on one pack: its store, data, device, and the networks it has loaded."""
+
+    job: Job
+    trials: list[Trial]
+    attempts: Mapping[str, int]
+    emit: Emit
+    store: Store = field(init=False)
+    started_at: str = field(init=False)
+    _networks: dict[tuple[str, str], tuple[Any, str]] = field(default_factory=dict)
+    _said: float = field(default_factory=time.monotonic)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _looked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.job.root)
+        self.started_at = now()
+        config = self.trials[0].config["dataset"]
+        parameters = {key: config[key] for key in registry.find("dataset", config["name"]).parameters}
+        self.device, self.device_name = artifacts.choose_device(self.job.use_gpu)
+        self.data = data.load(config["name"], parameters, self.job.source, str(self.device))
+
+    def run(self) -> None:
+        """Train what is not committed, evaluate what is."""
+        todo = [trial for trial in self.trials if self.store.committed(trial.id) is None]
+        if todo:
+            needs = todo[0].needs  # one pack key: the same for all
+            loaded = {role: self.network(needs[role], _role(role)) for role in needs}
+            outcomes = train_pack(
+                todo,
+                self.data,
+                {role: network for role, (network, _) in loaded.items()},
+                self.device,
+                resume=self.checkpoints(todo),
+                on_epoch=self.progress,
+                on_checkpoint=self.checkpoint,
+                checkpoint_seconds=self.job.checkpoint_seconds,
+                should_stop=self.should_stop,
+            )
+            for outcome in outcomes:
+                self.commit(outcome, {role: sha256 for role, (_, sha256) in loaded.items()}, len(todo))
+        for trial in self.trials:
+            if self.store.committed(trial.id) is not None and self.store.committed(trial.evaluation_id) is None:
+                self.evaluate(trial)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def network(self, trial_id: str, role: str) -> tuple[Any, str]:
+        """Return one network of a committed trial, frozen, and the hash of the very bytes it was loaded from."""
+        if (trial_id, role) not in self._networks:
+            record = self.store.committed(trial_id)
+            if record is None:
+                raise StoreError(f"trial {trial_id[:12]} is not committed, but its {role} is needed")
+            # A universal trial's encoder is its parent's artifact: the same hash, the same file.
+            sha256 = record["artifacts"].get(role) or record["used"][role]
+            stored = self.store.get(sha256, NETWORK)  # checks the bytes against the hash
+            network = artifacts.restore(Trial.from_json(record["trial"]), role, stored, self.data, self.device)
+            self._networks[trial_id, role] = network, sha256
+        return self._networks[trial_id, role]
+
+    def commit(self, outcome: Outcome, used: Mapping[str, str], lanes: int) -> None:
+        """Publish how one lane ended: artifacts and a training commit, or a failure."""
+        trial = outcome.trial
+        facts = self.facts(trial, outcome, lanes)
+        if outcome.status != "trained":
+            alone = lanes == 1 or outcome.status != "oom"
+            record = facts | {"status": outcome.status, "final": alone}
+            fail(self.store, trial, self.attempts[trial.id], record, outcome.error_type, outcome.error_message, outcome.trace)
+            self.emit({"event": outcome.status, "trial": trial.id})
+            return
+        stored = {role: self.store.put(artifacts.to_bytes(tensors), NETWORK) for role, tensors in outcome.modules.items()}
+        record = facts | {
+            "kind": "training",
+            "id": trial.id,
+            "trial": trial.to_json(),
+            "artifacts": stored,
+            "used": dict(used),
+            "data_sha256": self.data.sha256,
+        }
+        self.store.commit(trial.id, record)
+        self.store.drop_checkpoint(trial.id)
+        self.emit({"event": "trained", "trial": trial.id})
+
+    def facts(self, trial: Trial, outcome: Outcome, lanes: int) -> Record:
+        """Return what every record of an attempt holds."""
+        return {
+            "sweep": self.job.sweep,
+            "attempt": self.attempts[trial.id],
+            "curve": [[e, split, metric, _finite(value), wall_s] for e, split, metric, value, wall_s in outcome.curve],
+            "started_at": self.started_at,
+            "finished_at": now(),
+            "wall_s": outcome.wall_s,
+            "pack_lanes": lanes,
+            "device": self.device_name,
+            "host": socket.gethostname(),
+            "code_version": version("urc-sweep"),
+            "git_sha": self.job.git_sha,
+            "torch_version": artifacts.torch_version(),
+            "writer": new_writer(),
+        }
+
+    def checkpoints(self, trials: list[Trial]) -> dict[str, Progress]:
+        found = ((trial.id, self.store.load_checkpoint(trial.id)) for trial in trials)
+        return {trial_id: artifacts.thaw(*checkpoint) for trial_id, checkpoint in found if checkpoint is not None}
+
+    def checkpoint(self, trial_id: str, progress: Progress) -> None:
+        self.store.save_checkpoint(trial_id, *artifacts.freeze(progress))
+
+    def should_stop(self) -> bool:
+        """Return whether the sweep was asked to stop; looks at the store at most once a second."""
+        moment = time.monotonic()
+        if moment - self._looked >= STOP_POLL_S:
+            self._looked = moment
+            if self.store.layout.stop(self.job.sweep).exists():
+                self._stop.set()
+        return self._stop.is_set()
+
+    def progress(self, lane: Lane) -> None:
+        if time.monotonic() - self._said >= PROGRESS_S:
+            self._said = time.monotonic()
+            self.emit({"event": "epoch", "trial": lane.trial.id, "epoch": lane.epoch, "seconds": lane.seconds})
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, trial: Trial) -> None:
+        """Compute and commit the metrics of a committed trial, and its sample images."""
+        record: Record = {"kind": "evaluation", "id": trial.evaluation_id, "trial_id": trial.id, "evaluated_at": now()}
+        if trial.stage == "classifier":
+            networks = {"classifier": self.network(trial.id, "classifier")[0]}
+            record["metrics"] = evaluate.evaluate(trial, self.data, networks, None)
+        else:
+            encoder, sha256 = self.network(trial.id, "encoder")
+            networks = {"encoder": encoder, "decoder": self.network(trial.id, "decoder")[0]}
+            networks |= {role: self.network(need, "classifier")[0] for role, need in trial.evaluators.items()}
+            channel = channel_of(trial)
+            record["metrics"] = evaluate.evaluate(trial, self.data, networks, channel, sha256)
+            originals, reconstructions = evaluate.samples(self.data, networks, channel)
+            record["originals_sha256"] = self.store.put(artifacts.strip(originals), IMAGE)
+            record["samples_sha256"] = self.store.put(artifacts.strip(reconstructions), IMAGE)
+        self.store.commit(trial.evaluation_id, record)
+        self.emit({"event": "done", "trial": trial.id})
+
+
+def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...], emit: Emit) -> None:
+    """Bring the trials of one pack to their commits, or record why not. Raises only what is not a trial's own fault."""
+    store = Store(job.root)
+    planned = {value["id"]: value for value in store.generation(job.sweep)["trials"]}
+    trials = [Trial.from_json(planned[trial_id]) for trial_id in trial_ids]
+    numbers = dict(zip(trial_ids, attempts, strict=True))
+    try:
+        registry.load_plugins(job.plugins)
+        shift = Shift(job, trials, numbers, emit)
+        with _on_sigterm(shift._stop.set):
+            shift.run()
+    except Interrupted:
+        emit({"event": "interrupted"})
+    except (UrcSweepError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        for trial in trials:
+            if store.committed(trial.id) is None or store.committed(trial.evaluation_id) is None:
+                record = {"status": "failed", "final": True, "sweep": job.sweep, "host": socket.gethostname()}
+                trace = "".join(traceback.format_exception(error))
+                fail(store, trial, numbers[trial.id], record | {"curve": []}, type(error).__name__, str(error), trace)
+                emit({"event": "failed", "trial": trial.id})
+
+
+def _role(need: str) -> str:
+    return "encoder" if need == "encoder" else "classifier"
+
+
+def _finite(value: float) -> float | None:
+    return json.loads(json.dumps(value)) if abs(value) < float("inf") else None
+
+
+@contextmanager
+def _on_sigterm(react: Callable[[], None]) -> Iterator[None]:
+    """Checkpoint and leave when a scheduler (Slurm, spot) sends SIGTERM; only a main thread can listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: react())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+

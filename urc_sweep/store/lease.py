@@ -1,0 +1,130 @@
+"""One launch per store. The lease saves work, never correctness: commits decide who was first."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from urc_sweep.errors import StoreError
+from urc_sweep.store.commits import Store
+
+HEARTBEAT_S, WATCH_S, EXPIRY_S = 2.0, 4.5, 60.0
+
+
+class Lease:
+    """Hold a store's lease while the ``with`` block runs; ``StoreError`` (exit 4) names another holder."""
+
+    def __init__(self, store: Store, sweep: str, take_over: bool = False) -> None:
+        self.store, self.path, self.take_over = store, store.layout.lease, take_over
+        self.token = uuid.uuid4().hex
+        self.mine = {"token": self.token, "sweep": sweep, "beat": 0, **process(os.getpid())}
+        self.lost = threading.Event()
+        self._end = threading.Event()
+
+    def __enter__(self) -> Lease:
+        # A few rounds: a lease may be released, or its finder overtaken, while we look.
+        for _ in range(5):
+            if self.store.link(self.path, self._bytes()):
+                break
+            holder = _read(self.path)
+            if holder is not None:
+                if not (self.take_over or self._dead(holder)):
+                    raise StoreError(_held(self.store.root, holder))
+                self._remove(holder)
+        else:
+            raise StoreError(f"{self.store.root}: the lease changes hands too fast; try again")
+        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.set()
+        if (_read(self.path) or {}).get("token") == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def _dead(self, holder: dict[str, Any]) -> bool:
+        """Return whether a lease has no living holder: by its process on this host, else by watching its heartbeat."""
+        here = process(os.getpid())
+        if (holder.get("host"), holder.get("boot_id")) == (here["host"], here["boot_id"]):
+            return process(int(holder["pid"])).get("started") != holder.get("started")
+        deadline = time.monotonic() + EXPIRY_S
+        while time.monotonic() < deadline:
+            time.sleep(HEARTBEAT_S / 4)
+            now = _read(self.path)
+            if now is None or now.get("token") != holder.get("token"):
+                return False
+            if now.get("beat") != holder.get("beat"):
+                raise StoreError(_held(self.store.root, holder))
+        return True
+
+    def _remove(self, holder: dict[str, Any]) -> None:
+        """Take a dead lease away; if somebody was faster and it is theirs that was taken, put it back."""
+        aside = self.store.layout.private()
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        taken = _read(aside)
+        if taken is not None and taken.get("token") != holder.get("token"):
+            try:
+                os.link(aside, self.path)
+            except FileExistsError:
+                pass
+        aside.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT_S):
+            if (_read(self.path) or {}).get("token") != self.token:
+                self.lost.set()
+                return
+            self.mine["beat"] += 1
+            self.store.replace(self.path, self._bytes())
+
+    def _bytes(self) -> bytes:
+        return json.dumps(self.mine, sort_keys=True).encode()
+
+
+def holder_of(store: Store) -> dict[str, Any] | None:
+    """Return who holds the store's lease on this host and is alive; ``None`` where nobody is known to."""
+    holder = _read(store.layout.lease)
+    if holder is None:
+        return None
+    here = process(os.getpid())
+    if (holder.get("host"), holder.get("boot_id")) != (here["host"], here["boot_id"]):
+        return holder
+    return holder if process(int(holder["pid"])).get("started") == holder.get("started") else None
+
+
+def process(pid: int) -> dict[str, Any]:
+    """Return what tells one process from every other: host, boot, pid and start time; no start time for a dead one."""
+    facts: dict[str, Any] = {"host": socket.gethostname(), "pid": pid, "boot_id": _boot_id()}
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return facts
+    return facts if after_name[0] in "ZX" else facts | {"started": int(after_name[19])}
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _held(root: Path, holder: dict[str, Any]) -> str:
+    where = f"process {holder.get('pid')} on {holder.get('host')}"
+    return f"{root} is in use by sweep {holder.get('sweep')!r}, {where}; wait, `urc-sweep stop`, or --take-over if it is gone"

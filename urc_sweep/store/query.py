@@ -1,0 +1,75 @@
+"""SQL over the tables, read-only: DuckDB sees them as views and nothing else of the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from urc_sweep.errors import SpecError, StoreError
+from urc_sweep.store.commits import Store
+from urc_sweep.store.tables import CURVES, TRIALS, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def trials(store: Store, sweep: str | None = None) -> pa.Table:
+    """Return the rows of ``trials``, of one sweep or of all, with the path key ``sweep`` as a column."""
+    return _collect(store, "trials", TRIALS, [sweep] if sweep else store.sweeps())
+
+
+def curves(store: Store, sweep: str | None = None) -> pa.Table:
+    """Return the rows of ``curves``, of one sweep or of all, with the path key ``sweep`` as a column."""
+    return _collect(store, "curves", CURVES, [sweep] if sweep else store.sweeps())
+
+
+def _collect(store: Store, table: str, schema: pa.Schema, names: list[str]) -> pa.Table:
+    parts = []
+    for name in names:
+        folder = store.layout.trials_table(name).parent if table == "trials" else store.layout.curves(name)
+        for path in sorted(folder.glob("*.parquet")):
+            part = read(path, schema).replace_schema_metadata(None)
+            parts.append(part.append_column("sweep", pa.array([name] * part.num_rows, pa.string())))
+    return pa.concat_tables(parts) if parts else schema.append(pa.field("sweep", pa.string())).empty_table()
+
+
+def sql(store: Store, text: str) -> pa.Table:
+    """Return the answer to a query over ``trials``, ``curves`` and ``unique_trials`` (a shared trial once)."""
+    store.require()
+    connection = duckdb.connect(":memory:")
+    everything = trials(store)
+    first = pc.index_in(everything["trial_id"].unique(), everything["trial_id"]) if everything.num_rows else pa.array([], pa.int32())
+    connection.register("trials", everything)
+    connection.register("unique_trials", everything.take(first))
+    connection.register("curves", ds.dataset(curves(store)) if "curves" in text else CURVES.empty_table())
+    # After this a query reaches neither files nor network, and cannot switch that back on.
+    connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+    try:
+        return connection.execute(text).to_arrow_table()
+    except duckdb.Error as error:
+        raise SpecError(f"query: {str(error).splitlines()[0]}") from None
+
+
+def frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table as pandas; map columns become dicts."""
+    frame = table.to_pandas(maps_as_pydicts="lossy")
+    return frame
+
+
+def to_format(table: pa.Table, style: str) -> str | bytes:
+    """Return a table as csv, json (records) or parquet."""
+    from urc_sweep.store.tables import to_bytes
+
+    if style == "parquet":
+        return to_bytes(table)
+    data = frame(table)
+    if style == "json":
+        return str(data.to_json(orient="records", date_format="iso", indent=1)) + "\n"
+    return str(data.to_csv(index=False))
+
+
+__all__: list[Any] = ["StoreError", "curves", "frame", "sql", "to_format", "trials"]
