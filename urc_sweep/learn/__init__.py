@@ -1,1 +1,1 @@
-"""Torch lives here: data, networks, quantizer, objectives, training, evaluation. Knows no store, no Ray, no plan order."""
+"""Torch lives here: data, networks, quantizer, objectives, training, evaluation. Knows no store and no Ray."""

@@ -29,7 +29,9 @@ def restore(trial: Trial, role: str, data: bytes, dataset: Data, device: torch.d
     try:
         network.load_state_dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise StoreError(f"{role} of trial {trial.id[:12]} does not fit its network: {str(error).splitlines()[0]}") from None
+        raise StoreError(
+            f"{role} of trial {trial.id[:12]} does not fit its network: {str(error).splitlines()[0]}"
+        ) from None
     return fast_layout(network, device).eval().requires_grad_(False)
 
 
@@ -42,7 +44,9 @@ def freeze(progress: Progress) -> tuple[bytes, dict[str, Any]]:
 def thaw(tensors: bytes, state: Mapping[str, Any]) -> Progress:
     """Return the checkpoint that ``freeze`` made."""
     points = [(epoch, split, metric, value, wall_s) for epoch, split, metric, value, wall_s in state["curve"]]
-    return Progress(safetensors.torch.load(tensors), state["epoch"], state["step"], dict(state["sums"]), points, state["seconds"])
+    return Progress(
+        safetensors.torch.load(tensors), state["epoch"], state["step"], dict(state["sums"]), points, state["seconds"]
+    )
 
 
 def strip(images: Tensor) -> bytes:

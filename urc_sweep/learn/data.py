@@ -88,7 +88,9 @@ def sha256_of(arrays: Arrays) -> str:
     for split in SPLITS:
         images, labels = arrays[split]
         if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),):
-            raise DataError(f"split {split}: expected uint8 images (n, c, h, w) and n labels, not {images.dtype} {images.shape}")
+            raise DataError(
+                f"split {split}: expected uint8 images (n, c, h, w) and n labels, not {images.dtype} {images.shape}"
+            )
         sha.update(repr((split, images.shape)).encode())
         sha.update(np.ascontiguousarray(images).tobytes())
         sha.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
@@ -200,7 +202,9 @@ def _idx(source: Source, name: str) -> Arrays:
     if source.missing(name):
         _download(source, name, facts["folder"])
     directory, md5s = source.directory(facts["folder"]), facts.get("archives", ("",) * len(IDX_FILES))
-    images, labels, test_images, test_labels = (_read(directory / file, md5) for file, md5 in zip(IDX_FILES, md5s, strict=True))
+    images, labels, test_images, test_labels = (
+        _read(directory / file, md5) for file, md5 in zip(IDX_FILES, md5s, strict=True)
+    )
     order = stream(FIXED_SEED, "split.idx").permutation(len(labels))
     held, kept = np.sort(order[:5000]), np.sort(order[5000:])
     return {
@@ -220,11 +224,16 @@ def _read(path: Path, md5: str) -> NDArray[np.uint8]:
             packed = path.read_bytes()
             raw = gzip.decompress(packed)
             if md5 and hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
-                print(f"note: {path} is not the published archive (other MD5); its content is used as it is", file=sys.stderr)
+                print(
+                    f"note: {path} is not the published archive (other MD5); its content is used as it is",
+                    file=sys.stderr,
+                )
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     dimensions = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(raw, ">i4", count=dimensions, offset=4) if len(raw) >= 4 + 4 * dimensions else np.zeros(1, int)
+    shape = (
+        np.frombuffer(raw, ">i4", count=dimensions, offset=4) if len(raw) >= 4 + 4 * dimensions else np.zeros(1, int)
+    )
     if dimensions == 0 or len(raw) != 4 + 4 * dimensions + int(np.prod(shape.astype(np.int64))):
         raise DataError(f"{path}: not an IDX file of unsigned bytes, or cut short")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape.tolist()).copy()

@@ -111,10 +111,14 @@ def _finite(value: float | None) -> float | None:
 
 @component("metric", "mse", version=1)
 def mse(view: View) -> Values:
-    """``mse``: mean squared error per pixel on the 0-1 scale; ``mse_se``: its standard error over images; PSNR of the mean."""
+    """``mse``: mean squared error per pixel on the 0-1 scale; ``mse_se``: its error over images; ``psnr_db``."""
     each = (view.x_hat - view.x).double().square().flatten(1).mean(1)
     mean = float(each.mean())
-    return {"mse": mean, "mse_se": float(each.std() / math.sqrt(len(each))), "psnr_db": -10 * math.log10(max(mean, 1e-12))}
+    return {
+        "mse": mean,
+        "mse_se": float(each.std() / math.sqrt(len(each))),
+        "psnr_db": -10 * math.log10(max(mean, 1e-12)),
+    }
 
 
 @component("metric", "ssim", version=1)
@@ -123,7 +127,8 @@ def ssim(view: View) -> Values:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     each = _batched(
-        lambda i: structural_similarity_index_measure(view.x_hat[i], view.x[i], data_range=1.0, reduction="none"), len(view.x)
+        lambda i: structural_similarity_index_measure(view.x_hat[i], view.x[i], data_range=1.0, reduction="none"),
+        len(view.x),
     )
     return {"ssim": float(each.double().mean())}
 
@@ -153,7 +158,7 @@ def _judge(logits: Tensor, s: Tensor, prefix: str) -> Values:
 
 @component("metric", "sliced_w2", version=1)
 def sliced_w2(view: View) -> Values:
-    """``sliced_w2``: sliced Wasserstein-2 distance (not squared) between images and reconstructions, 512 fixed directions.
+    """``sliced_w2``: sliced Wasserstein-2 distance (not squared) of images and reconstructions, 512 fixed directions.
 
     ``sliced_w2_floor`` is the same distance between two halves of the real images: what sampling alone gives.
     """

@@ -6,6 +6,7 @@ would blow up to a random walk.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -58,7 +59,7 @@ class Paper:
 
     def encoder(self) -> nn.Module:
         sizes = [784, *(self._wide(n) for n in (512, 256, 128, 128))]
-        hidden = [layer for a, b in zip(sizes[:-1], sizes[1:], strict=True) for layer in _dense(a, b)]
+        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in _dense(a, b)]
         last = [nn.Linear(sizes[-1], self.dim, bias=False), nn.BatchNorm1d(self.dim), nn.Tanh()]
         return nn.Sequential(nn.Flatten(), *hidden, *last)
 
@@ -91,7 +92,7 @@ def fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
 
     channels_last takes a training step at width 1 from 183 to 112 ms on one core (fused Adam in both).
     """
-    return module.to(device=device, memory_format=torch.channels_last)
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

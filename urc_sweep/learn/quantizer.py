@@ -59,4 +59,4 @@ def quantize(v: Tensor, levels: int, gradient: str = "soft", sigma: float = 1.0)
     independent of x (subtractive dither), so ``identity`` is the exact gradient of that channel; ``soft`` is the
     published surrogate.
     """
-    return _Quantize.apply(v, levels, gradient, sigma)  # type: ignore[no-any-return,no-untyped-call]
+    return _Quantize.apply(v, levels, gradient, sigma)  # type: ignore[no-any-return]

@@ -122,7 +122,11 @@ class Lane:
 
     def save(self) -> Progress:
         """Return everything a later process needs to go on from here, bit for bit."""
-        tensors = {f"{role}/{name}": value for role, module in self.modules.items() for name, value in tensors_of(module).items()}
+        tensors = {
+            f"{role}/{name}": value
+            for role, module in self.modules.items()
+            for name, value in tensors_of(module).items()
+        }
         for index, state in enumerate(self.optimizer.state_dict()["state"].values()):
             tensors |= {f"adam/{index}/{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         sums = {name: float(value) for name, value in self.sums.items()}
@@ -141,7 +145,9 @@ class Lane:
                 like = torch.empty((), dtype=value.dtype) if name == "step" else torch.empty_like(parameter)
                 self.optimizer.state[parameter][name] = like.copy_(value)
         self.epoch, self.step_index, self.seconds = progress.epoch, progress.step, progress.seconds
-        self.sums = {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()}
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()
+        }
         self.curve = [tuple(point) for point in progress.curve]  # type: ignore[misc]
 
     def end(self, status: str, error: BaseException | None = None, message: str | None = None) -> None:
@@ -207,7 +213,7 @@ def train_pack(
     config = trials[0].config
     torch.set_num_threads(config["train"]["threads"])
     kind = ClassifierLane if trials[0].stage == "classifier" else CompressorLane
-    lanes = [kind(trial, data, frozen, device) for trial in trials]
+    lanes: list[Lane] = [kind(trial, data, frozen, device) for trial in trials]
     for lane in lanes:
         if resume and lane.trial.id in resume:
             lane.load(resume[lane.trial.id])
@@ -240,7 +246,9 @@ class _Run:
         n, size = len(self.data.train), train["batch_size"]
         order = torch.from_numpy(stream(seed, "order", epoch).permutation(n)).to(lead.device)
         u = self.dither(seed, "dither", n, epoch)
-        rate = train["learning_rate"] * train["decay"] ** sum(epoch >= round(f * train["epochs"]) for f in train["decay_at"])
+        rate = train["learning_rate"] * train["decay"] ** sum(
+            epoch >= round(f * train["epochs"]) for f in train["decay_at"]
+        )
         members = [lane for lane in self.lanes if lane.ended is None and lane.epoch == epoch]
         for lane in members:
             lane.mode(training=True)

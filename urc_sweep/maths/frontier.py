@@ -15,7 +15,7 @@ def nondominated(points: Floats) -> NDArray[np.bool_]:
     A row with a missing value is on no front. Equal rows are all kept.
     """
     points = np.asarray(points, dtype=np.float64)
-    member = np.isfinite(points).all(axis=1)
+    member: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=1))
     if member.any():
         member[member] = moocore.is_nondominated(np.ascontiguousarray(points[member]), keep_weakly=True)
     return member

@@ -66,7 +66,9 @@ class Document:
             else:
                 raise SpecError(f"--set {assignment}: {dotted(path[: depth + 1])} is not in the sweep file")
         last = path[-1]
-        if isinstance(target, dict) or (isinstance(target, list) and isinstance(last, int) and last < len(target)):
+        if isinstance(target, dict):
+            target[str(last)] = value
+        elif isinstance(target, list) and isinstance(last, int) and last < len(target):
             target[last] = value
         else:
             raise SpecError(f"--set {assignment}: {dotted(path)} is not in the sweep file")
@@ -119,6 +121,7 @@ def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
         return mapping
     if isinstance(node, SequenceNode):
         return [_plain(item, (*path, index), document, seen) for index, item in enumerate(node.value)]
+    assert isinstance(node, ScalarNode)
     return _scalar(node, refuse)
 
 

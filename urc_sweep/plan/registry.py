@@ -88,7 +88,15 @@ def component(kind: str, name: str, *, version: int, **facts: Any) -> Callable[[
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
         _plugins[kind, name] = Component(
-            kind, name, version, target.__module__, target.__name__, parameters, facts, _summary(inspect.getdoc(target)), digest(source)
+            kind,
+            name,
+            version,
+            target.__module__,
+            target.__name__,
+            parameters,
+            facts,
+            _summary(inspect.getdoc(target)),
+            digest(source),
         )
         return target
 

@@ -1,4 +1,4 @@
-"""Search strategies: which weights to try. Pure functions of the file, the generation and earlier validation metrics."""
+"""Search strategies: which weights to try. Pure functions of the file and earlier validation metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def grid(objective: Objective, search: Search, stage: str, generation: int, hist
 
 
 @component("search", "random", version=1)
-def random(objective: Objective, search: Search, stage: str, generation: int, history: Sequence[Any] = ()) -> list[Point]:
+def random(
+    objective: Objective, search: Search, stage: str, generation: int, history: Sequence[Any] = ()
+) -> list[Point]:
     """``samples`` independent points: uniform in a list, log-uniform or uniform in a range; one generation.
 
     The stream depends on the search seed, the stage and the term, so that another term or more samples leave the

@@ -1,4 +1,4 @@
-"""Where data sets live on this machine. Known without torch, so that a missing one is an error before anything starts."""
+"""Where data sets live on this machine. Known without torch: a missing one is an error before anything starts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ class Source:
         if folder is None:
             return []
         directory = self.directory(folder)
-        return [file for file in IDX_FILES if not (directory / file).is_file() and not (directory / f"{file}.gz").is_file()]
+        return [
+            file for file in IDX_FILES if not (directory / file).is_file() and not (directory / f"{file}.gz").is_file()
+        ]
 
     def require(self, name: str) -> None:
         """Raise ``DataError`` if the set is missing and may not be downloaded."""
         if self.offline and self.missing(name):
-            raise DataError(f"data set {name} is not on this machine and --offline forbids a download: {self.remedy(name)}")
+            raise DataError(
+                f"data set {name} is not on this machine and --offline forbids a download: {self.remedy(name)}"
+            )
 
     def remedy(self, name: str) -> str:
         """Return what to put where."""

@@ -180,7 +180,9 @@ class Sweep(Section):
     model: Chosen = Chosen(name="paper")
     rates: list[Rate] = Field(min_length=1)
     seeds: list[Seed] = Field([0], min_length=1)
-    protocol: Annotated[Protocol, BeforeValidator(_preset, json_schema_input_type=Literal["sound"] | Protocol)] = Protocol()
+    protocol: Annotated[Protocol, BeforeValidator(_preset, json_schema_input_type=Literal["sound"] | Protocol)] = (
+        Protocol()
+    )
     train: Train = Train()
     stages: Stages
     search: Search = Search()
@@ -242,8 +244,14 @@ def json_schema() -> dict[str, Any]:
 
 def _lines(document: Document, error: ValidationError) -> Iterator[str]:
     for detail in error.errors():
-        path = tuple(step for step in detail["loc"] if step not in ("list", "range", "float", "int", "constrained-float", "constrained-int"))
-        path = tuple(step for step in path if not (isinstance(step, str) and (step.startswith("literal[") or "[" in step)))
+        path = tuple(
+            step
+            for step in detail["loc"]
+            if step not in ("list", "range", "float", "int", "constrained-float", "constrained-int")
+        )
+        path = tuple(
+            step for step in path if not (isinstance(step, str) and (step.startswith("literal[") or "[" in step))
+        )
         yield document.problem(path, _message(detail, path))
 
 
@@ -286,7 +294,10 @@ def _check(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
     for role in ("classifier", "heldout_classifier"):
         network = getattr(sweep.stages, role).network
         if network not in registry.names("classifier"):
-            yield ("stages", role, "network"), f"unknown classifier {network!r}; {choices(network, registry.names('classifier'))}"
+            yield (
+                ("stages", role, "network"),
+                f"unknown classifier {network!r}; {choices(network, registry.names('classifier'))}",
+            )
     if sweep.stages.universal and not sweep.stages.end_to_end:
         yield ("stages", "universal"), "needs the stage end_to_end, whose encoders it freezes"
     for stage in ("end_to_end", "universal"):
@@ -311,7 +322,7 @@ def _check_component(kind: str, chosen: Chosen, path: KeyPath) -> Iterator[tuple
             yield (*path, key), f"{kind} {chosen.name!r} has no such parameter; {choices(key, ['name', *parameters])}"
             continue
         try:
-            number = TypeAdapter(parameters[key].kind).validate_python(value, strict=True)
+            number: Any = TypeAdapter(parameters[key].kind).validate_python(value, strict=True)
         except ValidationError:
             yield (*path, key), f"should be {parameters[key].kind.__name__}, not {value!r}"
             continue
@@ -346,7 +357,8 @@ def train_of(sweep: Sweep, stage: str) -> Train:
     base = sweep.train
     if isinstance(settings, Classifier):
         base = base.model_copy(update={"learning_rate": 1e-3, "betas": [0.9, 0.999], "decay_at": []})
-    return _overlay(base, settings.train)
+    train: Train = _overlay(base, settings.train)
+    return train
 
 
 def _overlay(base: Any, own: Any) -> Any:

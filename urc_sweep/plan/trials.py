@@ -216,7 +216,9 @@ def _select(sweep: Sweep, encoders: list[Trial]) -> list[Trial]:
                 raise sweep.problem((*here, key), f"unknown key; {choices(key, facts[0])}")
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 if value not in known:
-                    raise sweep.problem((*here, key), f"no end-to-end trial has {key} {value}; choices: {', '.join(map(str, known))}")
+                    raise sweep.problem(
+                        (*here, key), f"no end-to-end trial has {key} {value}; choices: {', '.join(map(str, known))}"
+                    )
         matches = [trial for trial, fact in zip(encoders, facts, strict=True) if _meets(fact, condition)]
         if not matches:
             raise sweep.problem(here, "no end-to-end trial meets all of these conditions")

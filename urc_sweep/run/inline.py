@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from urc_sweep.run.conductor import FINISHED, Conductor
-from urc_sweep.run.worker import Job, execute_pack
+from urc_sweep.run.job import Job
+from urc_sweep.run.worker import execute_pack
 
 
 def run(conductor: Conductor, job: Job) -> None:

@@ -25,7 +25,13 @@ class Job:
 
 
 def fail(
-    store: Store, trial: Trial, attempt: int, record: Record, kind: str | None, message: str | None, trace: str | None = None
+    store: Store,
+    trial: Trial,
+    attempt: int,
+    record: Record,
+    kind: str | None,
+    message: str | None,
+    trace: str | None = None,
 ) -> None:
     """Record a failed attempt with its error and traceback, under the first free number from ``attempt`` on."""
     body = {"kind": "failure", "trial_id": trial.id, "trial": trial.to_json(), "finished_at": now(), **record}

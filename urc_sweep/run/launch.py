@@ -1,4 +1,4 @@
-"""``launch``: plan, look at what is committed, run what is missing, publish. The same call again resumes or does nothing."""
+"""``launch``: plan, look at what is committed, run what is missing, publish. Again: resumes, or does nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from urc_sweep.plan import registry, spec
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.spec import Sweep
 from urc_sweep.plan.trials import Trial, expand, pinned_data
+from urc_sweep.run.job import Job, fail
 from urc_sweep.run.schedule import FAILED, Schedule
 from urc_sweep.store.commits import Store
 from urc_sweep.store.lease import Lease
@@ -91,7 +92,8 @@ class Launch:
         done = [t.id for t in self.trials if t.id in set(trained) and self.store.committed(t.evaluation_id)]
         failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in set(done)}
         failed = {trial_id: f[-1]["status"] for trial_id, f in failures.items() if f and f[-1]["final"]}
-        return Schedule(self.trials, trained=trained, done=done, failed=failed, lanes=lanes)
+        attempted = {trial_id: f[-1]["attempt"] for trial_id, f in failures.items() if f}
+        return Schedule(self.trials, trained=trained, done=done, failed=failed, attempted=attempted, lanes=lanes)
 
     def _statuses(self) -> dict[str, str]:
         return self.schedule().state
@@ -157,7 +159,6 @@ class Launch:
 
     def _execute(self, projection: Projection, publisher: Publisher, source: Source, lease: Lease) -> None:
         from urc_sweep.run.conductor import Conductor
-        from urc_sweep.run.job import Job, fail
 
         name, resources = self.sweep.name, self.sweep.resources
         self.store.layout.stop(name).unlink(missing_ok=True)
@@ -168,7 +169,14 @@ class Launch:
             return Job(root, name, source, self.options.plugins, seconds, use_gpu, git_sha())
 
         def lost(trial: Trial, attempt: int, message: str) -> None:
-            fail(self.store, trial, attempt, {"status": "failed", "final": True, "sweep": name, "curve": []}, "WorkerDied", message)
+            fail(
+                self.store,
+                trial,
+                attempt,
+                {"status": "failed", "final": True, "sweep": name, "curve": []},
+                "WorkerDied",
+                message,
+            )
 
         def conduct(lanes: int) -> Conductor:
             schedule = self.schedule(lambda stage: lanes if resources.lanes == "auto" else resources.lanes)
@@ -221,7 +229,9 @@ class Launch:
         thread = threading.Thread(target=attend, name="attend", daemon=True)
         thread.start()
         main = threading.current_thread() is threading.main_thread()
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        previous = (
+            {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        )
         try:
             yield
         finally:
@@ -251,6 +261,23 @@ def request_stop(store: Store, name: str) -> None:
     store.replace(store.layout.stop(name), b"stop")
 
 
+def reopen(store: Store, name: str) -> int:
+    """Give a sweep's finally failed trials another round of attempts; return how many there were."""
+    projection = Projection(store, name)
+    failed = [trial for trial in projection.trials if projection.final_failure(trial.id)]
+    for trial in failed:
+        last = store.failures(trial.id)[-1]
+        fail(
+            store,
+            trial,
+            last["attempt"] + 1,
+            {"status": "reopened", "final": False, "sweep": name, "curve": []},
+            None,
+            None,
+        )
+    return len(failed)
+
+
 @contextlib.contextmanager
 def _log(launch: Launch) -> Iterator[None]:
     """Append every event to the sweep's driver.log as well."""
@@ -259,7 +286,11 @@ def _log(launch: Launch) -> Iterator[None]:
         print(f"{_now()} launch urc-sweep {version('urc-sweep')} {launch.options.command(launch.path)}", file=file)
 
         def say(event: str, trial: Trial | None) -> None:
-            print(f"{_now()} {event}{'' if trial is None else ' ' + trial.stage + ' ' + trial.id[:12]}", file=file, flush=True)
+            print(
+                f"{_now()} {event}{'' if trial is None else ' ' + trial.stage + ' ' + trial.id[:12]}",
+                file=file,
+                flush=True,
+            )
             said(event, trial)
 
         launch.on_event = say
@@ -282,4 +313,3 @@ def git_sha() -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-

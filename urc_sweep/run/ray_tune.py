@@ -45,7 +45,7 @@ class Cluster:
         slots = min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
         if slots < 1:
             raise ResourceError(
-                f"a pack reserves {resources.cpus} CPUs and {gpus:g} GPUs, the cluster has {self.cpus} and {self.gpus:g}"
+                f"a pack needs {resources.cpus} CPUs and {gpus:g} GPUs; the cluster has {self.cpus} and {self.gpus:g}"
             )
         return slots
 
@@ -87,12 +87,14 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run(conductor: Conductor, job: Job, offered: Cluster, resources: Resources, max_concurrent: int | None = None) -> None:
+def run(
+    conductor: Conductor, job: Job, offered: Cluster, resources: Resources, max_concurrent: int | None = None
+) -> None:
     """Execute the schedule to its end on the cluster that ``cluster`` opened."""
     from ray import tune
     from ray.tune.search import Searcher
 
-    class PlanSearcher(Searcher):
+    class PlanSearcher(Searcher):  # type: ignore[misc]
         """Tune's view of the conductor. Without ``save`` a searcher hangs Tune; there is nothing to save."""
 
         def __init__(self, conductor: Conductor) -> None:

@@ -34,14 +34,12 @@ class Schedule:
         trained: Iterable[str] = (),
         done: Iterable[str] = (),
         failed: Mapping[str, str] | None = None,
-        attempts: Mapping[str, int] | None = None,
+        attempted: Mapping[str, int] | None = None,
         lanes: Callable[[str], int] = lambda stage: 1,
     ) -> None:
         self.trials = {trial.id: trial for trial in trials}
         self.lanes = lanes
-        self.needs = {
-            trial.id: set(trial.needs.values()) | set(trial.evaluators.values()) for trial in trials
-        }
+        self.needs = {trial.id: set(trial.needs.values()) | set(trial.evaluators.values()) for trial in trials}
         self.dependents: dict[str, list[str]] = {trial.id: [] for trial in trials}
         for trial_id, needs in self.needs.items():
             for need in needs:
@@ -49,7 +47,9 @@ class Schedule:
         self.trained = set(trained) | set(done)
         self.state = dict.fromkeys(self.trials, "waiting")
         self.state |= dict.fromkeys(done, "done")
-        self.attempts = {trial_id: (attempts or {}).get(trial_id, 0) for trial_id in self.trials}
+        # Attempts of earlier launches number this launch's, they do not use its attempts up.
+        self.attempted = {trial_id: (attempted or {}).get(trial_id, 0) for trial_id in self.trials}
+        self.attempts = dict.fromkeys(self.trials, 0)
         self.alone: set[str] = set()
         self.live: dict[int, Pack] = {}
         self._packs = 0
@@ -68,7 +68,7 @@ class Schedule:
         for trial_id in chosen:
             self.state[trial_id] = "running"
             self.attempts[trial_id] += 1
-        pack = Pack(self._packs, tuple(chosen), tuple(self.attempts[t] for t in chosen))
+        pack = Pack(self._packs, tuple(chosen), tuple(self.attempted[t] + self.attempts[t] for t in chosen))
         self._packs += 1
         self.live[pack.number] = pack
         return pack

@@ -102,10 +102,20 @@ class Shift:
         if outcome.status != "trained":
             alone = lanes == 1 or outcome.status != "oom"
             record = facts | {"status": outcome.status, "final": alone}
-            fail(self.store, trial, self.attempts[trial.id], record, outcome.error_type, outcome.error_message, outcome.trace)
+            fail(
+                self.store,
+                trial,
+                self.attempts[trial.id],
+                record,
+                outcome.error_type,
+                outcome.error_message,
+                outcome.trace,
+            )
             self.emit({"event": outcome.status, "trial": trial.id})
             return
-        stored = {role: self.store.put(artifacts.to_bytes(tensors), NETWORK) for role, tensors in outcome.modules.items()}
+        stored = {
+            role: self.store.put(artifacts.to_bytes(tensors), NETWORK) for role, tensors in outcome.modules.items()
+        }
         record = facts | {
             "kind": "training",
             "id": trial.id,
@@ -219,4 +229,3 @@ def _on_sigterm(react: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-

@@ -159,18 +159,24 @@ def _pairs(points: pd.DataFrame, trials: pd.DataFrame) -> Iterator[list[Any]]:
         end_to_end = cell[cell["stage"] == "end_to_end"]
         for _, universal in cell[cell["stage"] == "universal"].groupby("parent_id"):
             encoder = universal[ENCODER].iloc[0].tolist()
-            for target in end_to_end[[*RATE, *WEIGHTS, "seed", "val_cross_entropy"]].itertuples(index=False):
-                constraint = float(target.val_cross_entropy)
+            for target in records(end_to_end):
+                constraint = target["val_cross_entropy"]
                 base = _test_mse_at(constraint, end_to_end)
                 if np.isfinite(constraint) and base is not None:
                     reached = _test_mse_at(constraint, universal)
-                    yield [*target[:3], *encoder, *target[3:7], constraint, base, reached]
+                    own = [target[name] for name in (*RATE, *WEIGHTS, "seed")]
+                    yield [*own[:3], *encoder, *own[3:], constraint, base, reached]
 
 
 def _test_mse_at(constraint: float, front: pd.DataFrame) -> float | None:
     """Return the test MSE of the point that validation picks at a constraint, ``None`` if none meets it there."""
     index = pick(constraint, front["val_mse"].to_numpy(float), front["val_cross_entropy"].to_numpy(float))
-    return None if index is None else float(front["mse"].iloc[index])
+    return None if index is None else float(front["mse"].to_numpy(float)[index])
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as dictionaries."""
+    return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False, name=None)]
 
 
 def encoders(trials: pd.DataFrame) -> pd.DataFrame:

@@ -46,10 +46,11 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
     figure = go.Figure(layout=_layout(_axis(x), _axis(y)))
     scatter = go.Scattergl if len(points) > SVG_POINTS else go.Scatter
     colours = _colours(points)
-    for (dim, levels, bits, stage), group in points.groupby([*facts.RATE, "stage"]):
-        colour, name = colours[dim, levels], f"{rate_label(dim, levels, bits)}, {escape(stage_label(str(stage)))}"
+    for _, group in points.groupby([*facts.RATE, "stage"]):
+        rows = facts.records(group)
+        stage, colour, name = rows[0]["stage"], colours[rows[0]["dim"], rows[0]["levels"]], _name(rows[0])
         steps = _stairs(group, x, y)
-        line = {"color": colour, "width": 1.2, "dash": DASHES.get(str(stage), OTHER_DASH)}
+        line = {"color": colour, "width": 1.2, "dash": DASHES.get(stage, OTHER_DASH)}
         figure.add_trace(
             scatter(x=steps[:, 0], y=steps[:, 1], mode="lines", line=line, name=name, legendgroup=name,
                     showlegend=False, hoverinfo="skip")
@@ -57,16 +58,16 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
         marker = {
             "color": colour,
             "size": 9,
-            "symbol": SYMBOLS.get(str(stage), OTHER_SYMBOL),
+            "symbol": SYMBOLS.get(stage, OTHER_SYMBOL),
             "opacity": np.where(group["on_front"], 1.0, 0.35),
             "line": {"color": "black", "width": 1.3 if stage == "end_to_end" else 0},
         }
         figure.add_trace(
             scatter(x=group[x], y=group[y], mode="markers", marker=marker, name=name, legendgroup=name,
-                    text=[_hover(row) for row in group.to_dict("records")], hoverinfo="text")
+                    text=[_hover(row) for row in rows], hoverinfo="text")
         )
     if x == "mse":
-        for floor in facts.near_floors(trials).to_dict("records"):
+        for floor in facts.records(facts.near_floors(trials)):
             label = f"k-means near-floor (not a bound), {floor['rate_bits']:.4g} bits"
             figure.add_vline(
                 floor["mse_kmeans"],
@@ -86,8 +87,8 @@ def curves(trials: pd.DataFrame, curves: pd.DataFrame, metric: str = "loss", spl
     chosen = curves[(curves["metric"] == metric) & (curves["split"] == split)].sort_values("epoch", kind="stable")
     lines = dict(list(chosen.groupby("trial_id")))
     shown: set[str] = set()
-    for row in points[points["trial_id"].isin(lines.keys())].to_dict("records"):
-        name = f"{rate_label(row['dim'], row['levels'], row['rate_bits'])}, {escape(stage_label(row['stage']))}"
+    for row in facts.records(points[points["trial_id"].isin(lines.keys())]):
+        name = _name(row)
         line = {"color": colours[row["dim"], row["levels"]], "width": 1.2}
         line["dash"] = DASHES.get(row["stage"], OTHER_DASH)
         data = lines[row["trial_id"]]
@@ -113,9 +114,13 @@ def _colours(points: pd.DataFrame) -> dict[tuple[int, int], str]:
     return {pair: PALETTE[i % len(PALETTE)] for i, pair in enumerate(rates.itertuples(index=False, name=None))}
 
 
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{rate_label(row['dim'], row['levels'], row['rate_bits'])}, {escape(stage_label(row['stage']))}"
+
+
 def _hover(row: Mapping[str, Any]) -> str:
     """Return a point's hover text; Plotly reads it as HTML, so what came from data is escaped."""
-    lines = [f"{escape(stage_label(str(row['stage'])))}, {rate_label(row['dim'], row['levels'], row['rate_bits'])}"]
+    lines = [_name(row)]
     names = {"lambda_d": "λ_d", "lambda_c": "λ_c", "lambda_p": "λ_p", "parent_lambda_c": "encoder's λ_c"}
     lines += [f"{label} = {row[name]:.4g}" for name, label in names.items() if pd.notna(row.get(name))]
     lines += [f"seed {row['seed']}", f"trial {escape(str(row['trial_id'])[:12])}"]

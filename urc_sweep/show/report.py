@@ -107,7 +107,7 @@ def _payload(
     image: Callable[[str], bytes],
 ) -> dict[str, Any]:
     every = facts.compressors(trials)
-    rates = every.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates().to_dict("records")
+    rates = facts.records(every.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates())
     number = {(rate["dim"], rate["levels"]): index for index, rate in enumerate(rates)}
     palette = [figures.PALETTE[index % len(figures.PALETTE)] for index in range(len(rates))]
     rate_of = [number[pair] for pair in zip(points["dim"], points["levels"], strict=True)]
@@ -115,7 +115,10 @@ def _payload(
     columns = ["trial_id", "stage", "seed", *facts.WEIGHTS, "parent_lambda_c", "parent_id", "worse_than_rate0"]
     columns += [*axes, *(f"val_{axis}" for axis in axes), "mse_se"]
     pictures = _pictures(points, image)
-    strips = {key: [sha if sha in pictures else None for sha in points[f"{key}_sha256"]] for key in ("samples", "originals")}
+    strips = {
+        key: [sha256 if sha256 in pictures else None for sha256 in points[f"{key}_sha256"]]
+        for key in ("samples", "originals")
+    }
     floors = facts.near_floors(trials)
     return {
         "trials": {name: _list(points[name]) for name in columns} | {"rate": rate_of} | strips,
@@ -168,7 +171,7 @@ def _curves(every: pd.DataFrame, curves: pd.DataFrame, number: Mapping[tuple[int
     """Return the training curves of the compressors, by trial: epochs and values by ``split/metric``."""
     by_trial = dict(list(curves.groupby("trial_id")))
     lines, left, left_out = [], CURVE_POINTS, 0
-    for row in every.sort_values("seed", kind="stable").to_dict("records"):
+    for row in facts.records(every.sort_values("seed", kind="stable")):
         own = by_trial.get(row["trial_id"])
         if own is None:
             continue
@@ -180,8 +183,8 @@ def _curves(every: pd.DataFrame, curves: pd.DataFrame, number: Mapping[tuple[int
         for (split, metric), one in own.groupby(["split", "metric"], sort=False):
             ordered = one.sort_values("epoch", kind="stable")
             values[f"{split}/{metric}"] = [_list(ordered["epoch"]), [_short(v) for v in ordered["value"]]]
-        facts_ = {key: _plain(row[key]) for key in ("trial_id", "stage", "seed", *facts.WEIGHTS, "parent_lambda_c", "status")}
-        lines.append(facts_ | {"rate": number[row["dim"], row["levels"]], "values": values})
+        kept = {key: _plain(row[key]) for key in ("trial_id", "stage", "seed", "lambda_c", "parent_lambda_c", "status")}
+        lines.append(kept | {"rate": number[row["dim"], row["levels"]], "values": values})
     return {"lines": lines, "left_out": left_out}
 
 
@@ -216,7 +219,8 @@ def _short(value: float) -> float | None:
 
 
 def _subtitle(trials: pd.DataFrame) -> str:
-    names = " · ".join(filter(None, (_distinct(trials, "dataset"), _distinct(trials, "model", " networks"))))
+    networks = _distinct(facts.compressors(trials), "model", " networks")
+    names = " · ".join(filter(None, (_distinct(trials, "dataset"), networks)))
     last = trials.loc[trials["status"] == "done", "finished_at"].max()
     date = f"last finished {last:%-d %B %Y, %H:%M} UTC" if pd.notna(last) else "none finished yet"
     counts = trials["status"].value_counts()
@@ -227,12 +231,12 @@ def _subtitle(trials: pd.DataFrame) -> str:
 def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
     """Return what a reader must know before believing the figures: empty and partial states, in plain words."""
     notes = []
-    open_ = int(trials["status"].isin(["pending", "running", "stopped"]).sum())
+    waiting = int(trials["status"].isin(["pending", "running", "stopped"]).sum())
     failed = int(trials["status"].isin(facts.FAILURES).sum())
-    if open_:
-        notes.append(f"This sweep is not finished: {open_} of {len(trials)} trials are still open. All below is preliminary.")
+    if waiting:
+        notes.append(f"Not finished: {waiting} of {len(trials)} trials are still to come. All below is preliminary.")
     if points.empty:
-        why = "Every compressor trial that ran has failed; see the failures below." if failed else "No compressor trial is done yet."
+        why = "Every compressor that ran has failed, see below." if failed else "No compressor is trained yet."
         notes.append(f"{why} There is nothing to draw.")
     elif len(points) == 1:
         notes.append("Only one trial is done: a point, not a front.")
@@ -240,7 +244,7 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
         notes.append("No universal trial is done, so nothing here speaks about universality.")
     worse = int(points["worse_than_rate0"].sum())
     if worse:
-        notes.append(f"{worse} runs are worse than the best constant image (crosses in the figure); they are on no front.")
+        notes.append(f"{worse} runs are worse than the best constant image: crosses in the figure, on no front.")
     if failed and not points.empty:
         notes.append(f"{failed} trials ended without a result; they are listed under Failures.")
     return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
@@ -248,9 +252,8 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
 
 def _trust(trials: pd.DataFrame) -> str:
     ran = trials[trials["status"] == "done"]
-    finished = [
-        f"{figures.stage_label(str(stage))} {row.get('done', 0)}/{int(row.sum())}" for stage, row in facts.progress(trials).iterrows()
-    ]
+    stages = facts.progress(trials).iterrows()
+    finished = [f"{figures.stage_label(str(name))} {row.get('done', 0)}/{row.sum()}" for name, row in stages]
     entries = {
         "done": ", ".join(finished),
         "failed": str(int(trials["status"].isin(facts.FAILURES).sum())),
@@ -347,7 +350,7 @@ def _failures(table: pd.DataFrame) -> str:
         "seed": lambda row: str(row["seed"]),
         "status": lambda row: str(row["status"]),
         "host": lambda row: str(row["host"]) if pd.notna(row["host"]) else DASH,
-        "error": lambda row: ": ".join(str(row[key]) for key in ("error_type", "error_message") if pd.notna(row[key])) or DASH,
+        "error": lambda row: ": ".join(str(row[k]) for k in table.columns[-3:-1] if pd.notna(row[k])) or DASH,
     }
     body = _table("Trials without a result", table, columns, "failures")
     return f'<section id="failures"><h2>Failures</h2>{body}</section>'
@@ -358,7 +361,7 @@ def _table(caption: str, table: pd.DataFrame, columns: Mapping[str, Cell], csv: 
     head = "".join(f'<th scope="col">{_subscript(html.escape(name))}</th>' for name in columns)
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell(row))}</td>' for cell in columns.values())}</tr>"
-        for row in table.to_dict("records")
+        for row in facts.records(table)
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'

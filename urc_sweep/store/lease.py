@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -71,10 +72,8 @@ class Lease:
             return
         taken = _read(aside)
         if taken is not None and taken.get("token") != holder.get("token"):
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.link(aside, self.path)
-            except FileExistsError:
-                pass
         aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
@@ -127,4 +126,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _held(root: Path, holder: dict[str, Any]) -> str:
     where = f"process {holder.get('pid')} on {holder.get('host')}"
-    return f"{root} is in use by sweep {holder.get('sweep')!r}, {where}; wait, `urc-sweep stop`, or --take-over if it is gone"
+    advice = "wait, `urc-sweep stop`, or --take-over if it is gone"
+    return f"{root} is in use by sweep {holder.get('sweep')!r}, {where}; {advice}"

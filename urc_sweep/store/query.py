@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from urc_sweep.errors import SpecError, StoreError
+from urc_sweep.errors import SpecError
 from urc_sweep.store.commits import Store
-from urc_sweep.store.tables import CURVES, TRIALS, read
+from urc_sweep.store.tables import CURVES, TRIALS, read, to_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,11 @@ def sql(store: Store, text: str) -> pa.Table:
     store.require()
     connection = duckdb.connect(":memory:")
     everything = trials(store)
-    first = pc.index_in(everything["trial_id"].unique(), everything["trial_id"]) if everything.num_rows else pa.array([], pa.int32())
+    first = (
+        pc.index_in(everything["trial_id"].unique(), everything["trial_id"])
+        if everything.num_rows
+        else pa.array([], pa.int32())
+    )
     connection.register("trials", everything)
     connection.register("unique_trials", everything.take(first))
     connection.register("curves", ds.dataset(curves(store)) if "curves" in text else CURVES.empty_table())
@@ -56,20 +60,15 @@ def sql(store: Store, text: str) -> pa.Table:
 
 def frame(table: pa.Table) -> pd.DataFrame:
     """Return a table as pandas; map columns become dicts."""
-    frame = table.to_pandas(maps_as_pydicts="lossy")
-    return frame
+    data: pd.DataFrame = table.to_pandas(maps_as_pydicts="lossy")
+    return data
 
 
 def to_format(table: pa.Table, style: str) -> str | bytes:
     """Return a table as csv, json (records) or parquet."""
-    from urc_sweep.store.tables import to_bytes
-
     if style == "parquet":
         return to_bytes(table)
     data = frame(table)
     if style == "json":
         return str(data.to_json(orient="records", date_format="iso", indent=1)) + "\n"
     return str(data.to_csv(index=False))
-
-
-__all__: list[Any] = ["StoreError", "curves", "frame", "sql", "to_format", "trials"]

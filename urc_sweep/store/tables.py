@@ -129,7 +129,13 @@ class Projection:
     def source(self) -> str:
         """Return a hash of everything the tables are made from."""
         facts = [
-            [t.id, t.evaluation_id, bool(self.store.committed(t.id)), bool(self.store.committed(t.evaluation_id)), len(self.store.failures(t.id))]
+            [
+                t.id,
+                t.evaluation_id,
+                bool(self.store.committed(t.id)),
+                bool(self.store.committed(t.evaluation_id)),
+                len(self.store.failures(t.id)),
+            ]
             for t in self.trials
         ]
         return content_id("tables", [SCHEMA_VERSION, self.name, facts])
@@ -173,7 +179,9 @@ class Projection:
             "config_json": json.dumps(config, sort_keys=True),
             "cached_from": ran.get("sweep") if ran.get("sweep") != self.name else None,
             "weights": sorted(weights.items()),
-            "metrics": sorted((key, value) for key, value in values.items() if key not in TRIALS.names and value is not None),
+            "metrics": sorted(
+                (key, value) for key, value in values.items() if key not in TRIALS.names and value is not None
+            ),
         }
         row |= {key: values.get(key) for name in METRICS for key in (name, f"val_{name}")}
         row |= {key: _time(ran.get(key)) for key in ("started_at", "finished_at")}
@@ -196,7 +204,9 @@ class Publisher:
     def publish(self, running: Iterable[str] = (), stopped: bool = False, source: str = "") -> None:
         """Bring both tables up to date with the commits."""
         statuses = self.projection.statuses(running, stopped)
-        self._publish_curves([t for t, s in statuses.items() if s in ("done", "diverged", "failed", "oom") or self.store.committed(t)])
+        self._publish_curves(
+            [t for t, s in statuses.items() if s in ("done", "diverged", "failed", "oom") or self.store.committed(t)]
+        )
         rows = self.projection.rows(statuses)
         table = pa.Table.from_pylist(rows, TRIALS.with_metadata({"source": source, "sweep": self.projection.name}))
         self.store.replace(self.store.layout.trials_table(self.projection.name), to_bytes(table))
@@ -221,7 +231,11 @@ class Publisher:
             table = None
         kept = CURVES.empty_table()
         if table is not None:
-            known = [t for t in dict.fromkeys(table["trial_id"].to_pylist()) if self.projection.curve(t) and t in self.projection.by_id]
+            known = [
+                t
+                for t in dict.fromkeys(table["trial_id"].to_pylist())
+                if self.projection.curve(t) and t in self.projection.by_id
+            ]
             kept = table.filter(pa.compute.is_in(table["trial_id"], pa.array(known, pa.string())))
         if table is None or kept.num_rows != table.num_rows:
             self.store.replace(path, to_bytes(kept))
@@ -241,7 +255,7 @@ def required(trial: Trial) -> list[str]:
 
 def curve_table(trial_id: str, points: Sequence[Sequence[Any]]) -> pa.Table:
     """Return the ``curves`` rows of one trial."""
-    columns = list(zip(*points, strict=True)) or [[]] * 5
+    columns = list(zip(*points, strict=True)) or [()] * 5
     arrays = [pa.array([trial_id] * len(points), _TEXT)]
     arrays += [pa.array(column, field.type) for column, field in zip(columns, list(CURVES)[1:], strict=True)]
     return pa.Table.from_arrays(arrays, schema=CURVES)

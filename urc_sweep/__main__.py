@@ -1,0 +1,5 @@
+"""``python -m urc_sweep``."""
+
+from urc_sweep.cli import main
+
+main()

@@ -1,0 +1,323 @@
+"""The command line: parse, call, print. Data goes to stdout, everything else to stderr. Nothing heavy at import."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from urc_sweep.errors import SpecError, StoreError, UrcSweepError, choices
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run, trust and show a rate-distortion-perception-classification study with one command.",
+)
+
+Spec = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
+StoreOption = Annotated[str, typer.Option("--store", envvar="URC_SWEEP_STORE", help="the store's directory")]
+SweepName = Annotated[str | None, typer.Argument(help="a sweep of the store; default: the newest", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the file: train.epochs=2")
+]
+Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="a module or .py file with more components")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", envvar="URC_SWEEP_DATA", help="where data sets live")]
+Offline = Annotated[bool, typer.Option("--offline", help="never download a data set")]
+
+
+def _options(store: str, overrides: list[str] | None, plugins: list[str] | None, **more: object):  # type: ignore[no-untyped-def]
+    from urc_sweep.run.launch import Options
+
+    if "://" in store:
+        raise SpecError(f"--store {store}: only directories (local disk or NFS) are supported by this release")
+    return Options(store=store, overrides=tuple(overrides or ()), plugins=tuple(plugins or ()), **more)  # type: ignore[arg-type]
+
+
+def _open(store: str):  # type: ignore[no-untyped-def]
+    from urc_sweep.store.commits import Store
+
+    opened = Store(store)
+    opened.require()
+    return opened
+
+
+def _newest(store, name: str | None) -> str:  # type: ignore[no-untyped-def]
+    names = store.sweeps()
+    if name is None and not names:
+        raise StoreError(f"{store.root} holds no sweep yet")
+    if name is not None and name not in names:
+        raise SpecError(f"no sweep {name!r} in {store.root}; {choices(name, names)}")
+    return name or names[-1]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="the file to write")] = Path("sweep.yaml"),
+    template: Annotated[str, typer.Option(help="quickstart or rdc")] = "quickstart",
+) -> None:
+    """Write a commented sweep file, and its JSON schema beside it for the editor."""
+    templates = {entry.stem: entry for entry in (Path(__file__).parent / "plan" / "templates").glob("*.yaml")}
+    if template not in templates:
+        raise SpecError(f"--template {template}: {choices(template, templates)}")
+    from urc_sweep.plan.spec import json_schema
+
+    if path.exists():
+        raise SpecError(f"{path} exists already; name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(templates[template].read_text(encoding="utf-8"), encoding="utf-8")
+        path.with_name("sweep.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
+    print(path)
+
+
+@app.command()
+def validate(spec: Spec, overrides: Set = None, plugins: Plugin = None) -> None:
+    """Check a sweep file: one line per problem, exit 2 if there is any."""
+    from urc_sweep.run.launch import plan as make_plan
+
+    sweep, trials = make_plan(str(spec), _options("results", overrides, plugins))
+    print(f"{spec}: ok: sweep {sweep.name}, {len(trials)} trials")
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    store: StoreOption = "results",
+    overrides: Set = None,
+    plugins: Plugin = None,
+    data_root: DataRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="every trial with its configuration")] = False,
+) -> None:
+    """Show what a launch would do: trials per stage, what is committed, time and disk. Runs nothing."""
+    from urc_sweep.run.launch import Launch
+    from urc_sweep.show import terminal
+
+    launch = Launch(str(spec), _options(store, overrides, plugins, data_root=data_root))
+    if as_json:
+        print(json.dumps([trial.to_json() for trial in launch.trials], indent=1))
+    else:
+        terminal.plan(launch.sweep, launch.trials, launch.missing)
+
+
+@app.command()
+def launch(
+    spec: Spec,
+    store: StoreOption = "results",
+    executor: Annotated[str, typer.Option(help="ray or inline")] = "ray",
+    address: Annotated[str | None, typer.Option(help="an existing Ray cluster; default: start a local one")] = None,
+    overrides: Set = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="packs at the same time")] = None,
+    plugins: Plugin = None,
+    data_root: DataRoot = None,
+    offline: Offline = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="take a lease whose holder is gone")] = False,
+    quiet: Annotated[bool, typer.Option("-q", help="errors only")] = False,
+) -> None:
+    """Run a sweep. The same command again resumes it, or does nothing if it is done."""
+    from urc_sweep.run.launch import Launch
+    from urc_sweep.show import terminal
+
+    options = _options(
+        store,
+        overrides,
+        plugins,
+        executor=executor,
+        address=address,
+        max_concurrent=max_concurrent,
+        data_root=data_root,
+        offline=offline,
+        take_over=take_over,
+    )
+    run = Launch(str(spec), options)
+    run.write_report = lambda opened, name, source: _write_report(opened, name, opened.layout.report(name), source)
+    with terminal.progress(run, quiet):
+        code = run.run()
+    if not quiet:
+        terminal.ending(run)
+    raise typer.Exit(code)
+
+
+def _write_report(store, name: str, path: Path, source: str) -> None:  # type: ignore[no-untyped-def]
+    from urc_sweep.show import report
+
+    report.write(store, name, path, source)
+
+
+@app.command()
+def status(
+    sweep: SweepName = None,
+    store: StoreOption = "results",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Count a sweep's trials by stage and status."""
+    from urc_sweep.show import terminal
+
+    opened = _open(store)
+    terminal.status(opened, _newest(opened, sweep), as_json)
+
+
+@app.command()
+def trials(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """List a sweep's trials with their main numbers."""
+    from urc_sweep.show import facts, terminal
+
+    opened = _open(store)
+    terminal.trials(facts.load(opened, _newest(opened, sweep)))
+
+
+@app.command()
+def show(
+    trial: Annotated[str, typer.Argument(help="a trial id, or its first digits")], store: StoreOption = "results"
+) -> None:
+    """Show one trial: configuration, metrics, files, and its traceback if it failed."""
+    from urc_sweep.show import terminal
+
+    terminal.show(_open(store), trial)
+
+
+@app.command()
+def frontier(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """Print the rate-distortion-classification fronts and their hypervolumes."""
+    from urc_sweep.show import facts, terminal
+
+    opened = _open(store)
+    terminal.frontier(facts.load(opened, _newest(opened, sweep)))
+
+
+@app.command()
+def penalty(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """Print what universality costs: universal against end-to-end at matched cross-entropy, paired by seed."""
+    from urc_sweep.show import facts, terminal
+
+    opened = _open(store)
+    terminal.penalty(facts.load(opened, _newest(opened, sweep)))
+
+
+@app.command()
+def report(
+    sweep: SweepName = None,
+    store: StoreOption = "results",
+    output: Annotated[Path | None, typer.Option("-o", help="default: report.html in the sweep's folder")] = None,
+) -> None:
+    """Write the report: one self-contained HTML file."""
+    from urc_sweep.store.tables import published_source
+
+    opened = _open(store)
+    name = _newest(opened, sweep)
+    path = output or opened.layout.report(name)
+    try:
+        _write_report(opened, name, path, published_source(opened.layout.trials_table(name)) or "")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
+    print(path)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over trials, curves and unique_trials")],
+    store: StoreOption = "results",
+    style: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+) -> None:
+    """Ask the tables in SQL (DuckDB, read-only)."""
+    styles = ("table", "csv", "json", "parquet")
+    if style not in styles:
+        raise SpecError(f"--format {style}: {choices(style, styles)}")
+    from urc_sweep.show import terminal
+    from urc_sweep.store import query as tables
+
+    answer = tables.sql(_open(store), sql)
+    if style == "table":
+        terminal.table(tables.frame(answer))
+        return
+    text = tables.to_format(answer, style)
+    if isinstance(text, bytes):
+        sys.stdout.buffer.write(text)
+    else:
+        sys.stdout.write(text)
+
+
+@app.command()
+def verify(store: StoreOption = "results") -> None:
+    """Check every promise of the store that its files can show; exit 4 on damage. Repairs nothing."""
+    from urc_sweep.store.verify import verify as check
+
+    opened = _open(store)
+    problems, checked = check(opened)
+    if problems:
+        raise StoreError("\n".join(problems))
+    print(f"{store}: ok: {checked}")
+
+
+@app.command()
+def stop(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """Ask a running sweep to checkpoint and stop; launching it again goes on."""
+    from urc_sweep.run.launch import request_stop
+    from urc_sweep.store.lease import holder_of
+
+    opened = _open(store)
+    name = _newest(opened, sweep)
+    holder = holder_of(opened)
+    if holder is None or holder.get("sweep") != name:
+        raise SpecError(f"sweep {name!r} is not running in {store}")
+    request_stop(opened, name)
+    print(f"asked {name} to stop")
+
+
+@app.command()
+def retry(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """Reopen a sweep's failed, diverged and oom trials, and what they made skip; the next launch runs them."""
+    from urc_sweep.run.launch import reopen
+
+    opened = _open(store)
+    name = _newest(opened, sweep)
+    print(f"reopened {reopen(opened, name)} trials of {name}; launch it again to run them")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the sweep file."""
+    from urc_sweep.plan.spec import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"urc-sweep {version('urc-sweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line; a person's error is one line per problem on stderr and the design's exit code."""
+    try:
+        app()
+    except UrcSweepError as error:
+        print("\n".join(f"urc-sweep: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("urc-sweep: killed; launch again to resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
