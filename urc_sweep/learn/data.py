@@ -39,8 +39,8 @@ class Split:
         return len(self.labels)
 
     def pixels(self, index: Tensor | slice) -> Tensor:
-        """Return the chosen images as float32 in [0, 1]."""
-        return self.images[index].to(torch.float32).div_(255.0)
+        """Return the chosen images as floats in [0, 1] (float32; float64 only under the goldens' default dtype)."""
+        return self.images[index].to(torch.get_default_dtype()).div_(255.0)
 
 
 @dataclass(frozen=True, eq=False)

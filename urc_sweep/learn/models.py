@@ -129,7 +129,8 @@ class Channel:
     def dither(self, seed: int, name: str, n: int, epoch: int = 0) -> Tensor:
         """Return u (n, dim), uniform on [-1/(L-1), 1/(L-1)], of one epoch; drawn on the CPU."""
         uniform = stream(seed, name, epoch).random((n, self.dim), dtype=np.float32)
-        return torch.from_numpy((uniform * 2.0 - 1.0) * np.float32(half_step(self.levels)))
+        u = torch.from_numpy((uniform * 2.0 - 1.0) * np.float32(half_step(self.levels)))
+        return u.to(torch.get_default_dtype())
 
 
 def channel_of(trial: Trial) -> Channel:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def centres(levels: int, device: torch.device | None = None) -> Tensor:
-    """Return the quantizer centres -1 + 2l/(L-1), l = 0..L-1, shape (L,)."""
-    return torch.arange(levels, dtype=torch.float32, device=device) * (2.0 / (levels - 1)) - 1.0
+def centres(levels: int, like: Tensor) -> Tensor:
+    """Return the quantizer centres -1 + 2l/(L-1), l = 0..L-1, shape (L,), of ``like``'s type and device."""
+    return torch.arange(levels, dtype=like.dtype, device=like.device) * (2.0 / (levels - 1)) - 1.0
 
 
 def half_step(levels: int) -> float:
@@ -29,7 +29,7 @@ def soft_gradient(v: Tensor, levels: int, sigma: float) -> Tensor:
     The published surrogate (Zhang et al. 2021, code). With a_l = -sigma sign(v - c_l) it is
     sum_l c_l p_l (a_l - sum_k p_k a_k): exactly 0 outside [-1, 1], where all signs agree.
     """
-    c = centres(levels, v.device).to(v.dtype)
+    c = centres(levels, v)
     gap = v.unsqueeze(-1) - c
     p = torch.softmax(-sigma * gap.abs(), dim=-1)
     a = -sigma * gap.sign()
@@ -41,7 +41,7 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, levels: int, gradient: str, sigma: float) -> Tensor:
         ctx.save_for_backward(v)
         ctx.levels, ctx.gradient, ctx.sigma = levels, gradient, sigma
-        return centres(levels, v.device).to(v.dtype)[nearest_index(v, levels)]
+        return centres(levels, v)[nearest_index(v, levels)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

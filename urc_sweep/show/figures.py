@@ -52,8 +52,16 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
         steps = _stairs(group, x, y)
         line = {"color": colour, "width": 1.2, "dash": DASHES.get(stage, OTHER_DASH)}
         figure.add_trace(
-            scatter(x=steps[:, 0], y=steps[:, 1], mode="lines", line=line, name=name, legendgroup=name,
-                    showlegend=False, hoverinfo="skip")
+            scatter(
+                x=steps[:, 0],
+                y=steps[:, 1],
+                mode="lines",
+                line=line,
+                name=name,
+                legendgroup=name,
+                showlegend=False,
+                hoverinfo="skip",
+            )
         )
         marker = {
             "color": colour,
@@ -63,8 +71,16 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
             "line": {"color": "black", "width": 1.3 if stage == "end_to_end" else 0},
         }
         figure.add_trace(
-            scatter(x=group[x], y=group[y], mode="markers", marker=marker, name=name, legendgroup=name,
-                    text=[_hover(row) for row in rows], hoverinfo="text")
+            scatter(
+                x=group[x],
+                y=group[y],
+                mode="markers",
+                marker=marker,
+                name=name,
+                legendgroup=name,
+                text=[_hover(row) for row in rows],
+                hoverinfo="text",
+            )
         )
     if x == "mse":
         for floor in facts.records(facts.near_floors(trials)):
@@ -93,8 +109,17 @@ def curves(trials: pd.DataFrame, curves: pd.DataFrame, metric: str = "loss", spl
         line["dash"] = DASHES.get(row["stage"], OTHER_DASH)
         data = lines[row["trial_id"]]
         figure.add_trace(
-            go.Scatter(x=data["epoch"], y=data["value"], mode="lines", line=line, name=name, legendgroup=name,
-                       showlegend=name not in shown, text=_hover(row), hoverinfo="text+y")
+            go.Scatter(
+                x=data["epoch"],
+                y=data["value"],
+                mode="lines",
+                line=line,
+                name=name,
+                legendgroup=name,
+                showlegend=name not in shown,
+                text=_hover(row),
+                hoverinfo="text+y",
+            )
         )
         shown.add(name)
     return figure

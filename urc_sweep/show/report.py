@@ -244,10 +244,14 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
         notes.append("No universal trial is done, so nothing here speaks about universality.")
     worse = int(points["worse_than_rate0"].sum())
     if worse:
-        notes.append(f"{worse} runs are worse than the best constant image: crosses in the figure, on no front.")
+        notes.append(f"{_runs(worse)} worse than the best constant image: crosses in the figure, on no front.")
     if failed and not points.empty:
-        notes.append(f"{failed} trials ended without a result; they are listed under Failures.")
+        notes.append(f"{_runs(failed)} without a result, listed under Failures.")
     return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+
+
+def _runs(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"
 
 
 def _trust(trials: pd.DataFrame) -> str:

@@ -161,7 +161,7 @@ def by_stage(counts: Mapping[str, Mapping[str, int]], title: str) -> Table:
     """Return the table of trials by stage and state."""
     known = (*STATES, *sorted({state for row in counts.values() for state in row} - set(STATES)))
     states = [state for state in known if any(row.get(state) for row in counts.values())]
-    table = Table("stage", *states, title=title, title_justify="left")
+    table = Table("stage", *states, title=title, title_justify="left", min_width=len(title))
     for stage, row in counts.items():
         table.add_row(stage, *(str(row.get(state, 0) or "") for state in states))
     return table
@@ -176,9 +176,8 @@ def ending(launch: Launch) -> None:
     name, path = launch.sweep.name, launch.store.layout.report(launch.sweep.name)
     total = len(launch.trials)
     if not launch.worked:
-        console.print(
-            f"{name}: nothing to do, all {total} trials are {'done' if launch.exit_code == 0 else 'settled'}; {path}"
-        )
+        state = "done" if launch.exit_code == 0 else "settled"
+        console.print(f"{name}: nothing to do, all {total} trials are {state}; {path}", soft_wrap=True)
     else:
         out().print(by_stage(counts, name))
         penalty(facts.load(launch.store, name))
@@ -284,7 +283,7 @@ def frontier(frame: pd.DataFrame) -> None:
     ]
     front = points[points["on_front"]].sort_values(["rate_bits", "stage", "seed", "mse"])
     table(front[columns], "points on the (mse, cross-entropy) fronts: chosen on validation, read on test")
-    table(facts.hypervolumes(frame), "hypervolume; reference: MSE and label entropy at rate 0")
+    table(facts.hypervolumes(frame).drop(columns="parent_id", errors="ignore"), "hypervolume; reference: MSE and label entropy at rate 0")
 
 
 def penalty(frame: pd.DataFrame) -> None:

@@ -53,7 +53,10 @@ def sql(store: Store, text: str) -> pa.Table:
     # After this a query reaches neither files nor network, and cannot switch that back on.
     connection.execute("SET enable_external_access = false; SET lock_configuration = true")
     try:
-        return connection.execute(text).to_arrow_table()
+        answer = connection.sql(text)
+        if answer is None:
+            raise SpecError("query: only questions are answered (SELECT, FROM, WITH, DESCRIBE, SUMMARIZE)")
+        return answer.to_arrow_table()
     except duckdb.Error as error:
         raise SpecError(f"query: {str(error).splitlines()[0]}") from None
 

@@ -233,10 +233,11 @@ function drawGrid() {
     block.append(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), el("span"));
     let group = "";
     for (const i of rows) {
-      const name = STAGE[T.stage[i]].label + (T.parent_lambda_c[i] == null ? "" : `, encoder trained at λ_c ${short(T.parent_lambda_c[i])}`);
-      if (name !== group) block.append(el("div", { className: "group", textContent: (group = name) }));
-      const value = `MSE ${short(T.mse[i], 3)}, accuracy ${short(T.accuracy?.[i] ?? null, 3)}`;
-      block.append(el("span", {}, lambda("c"), ` ${short(T.lambda_c[i])}`), strip(T.samples[i], `${name}, λ_c ${short(T.lambda_c[i])}`), el("span", { className: "value", textContent: value }));
+      const name = `${STAGE[T.stage[i]].label}/${T.parent_id[i]}`, parent = T.parent_lambda_c[i];
+      if (name !== group) block.append(el("div", { className: "group" }, STAGE[T.stage[i]].label, ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
+      group = name;
+      const value = `MSE ${T.mse[i].toFixed(4)}` + (T.accuracy?.[i] == null ? "" : `, accuracy ${T.accuracy[i].toFixed(3)}`);
+      block.append(el("span", {}, lambda("c"), ` ${short(T.lambda_c[i])}`), strip(T.samples[i], `${STAGE[T.stage[i]].label} reconstructions, lambda_c ${short(T.lambda_c[i])}`), el("span", { className: "value", textContent: value }));
     }
     $("grid").append(block);
   });
@@ -306,8 +307,8 @@ chips("parent", distinct(T.parent_lambda_c), (value) => short(value));
 options($("x"), Object.entries(DATA.axes), "mse");
 options($("y"), Object.entries(DATA.axes), "cross_entropy");
 const keys = [...new Set(DATA.curves.lines.flatMap((line) => Object.keys(line.values)))].map((key) => key.split("/"));
-options($("metric"), [...new Set(keys.map((key) => key[1]))].map((name) => [name, name]), "loss");
-options($("split"), [...new Set(keys.map((key) => key[0]))].map((name) => [name, name]), "train");
+options($("metric"), [...new Set(keys.map((key) => key[1]))].map((name) => [name, name]), "distortion");
+options($("split"), [...new Set(keys.map((key) => key[0]))].map((name) => [name, name]), "validation");
 
 $("points-csv").addEventListener("click", pointsCsv);
 $("curves-csv").addEventListener("click", curvesCsv);
