@@ -215,8 +215,8 @@ def _cell_facts(view: View, cells: int) -> dict[str, float]:
     total_mean = train_x.mean(0)
     totals = dict.fromkeys(("mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"), 0.0)
     for u in dithers:
-        train_cell = (nearest_index(train_code + u, levels) * base).sum(1)
-        cell = (nearest_index(view.code + u, levels) * base).sum(1)
+        train_cell = (nearest_index(train_code + u, levels).long() * base).sum(1)
+        cell = (nearest_index(view.code + u, levels).long() * base).sum(1)
         fitted, counts = _cell_sums(train_x, train_cell, cells)
         means = torch.where(counts[:, None] > 0, fitted / counts.clamp(min=1)[:, None], total_mean)
         sums, read = _cell_sums(x, cell, cells)

@@ -96,8 +96,8 @@ def fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and buffers on the CPU, contiguous, by name: what is stored."""
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    """Return a copy of the module's parameters and buffers on the CPU, contiguous, by name: what is stored."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
 
 
 def blueprint(trial: Trial, image: Shape, classes: int) -> dict[str, Callable[[], nn.Module]]:

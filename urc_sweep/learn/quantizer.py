@@ -19,8 +19,8 @@ def half_step(levels: int) -> float:
 
 
 def nearest_index(v: Tensor, levels: int) -> Tensor:
-    """Return the index (int64) of the centre nearest to each element of ``v``; ties go up."""
-    return torch.floor((v + 1.0) * ((levels - 1) / 2.0) + 0.5).clamp_(0, levels - 1).to(torch.int64)
+    """Return the index of the centre nearest to each element of ``v``, as a float so that NaN stays NaN; ties go up."""
+    return torch.floor((v + 1.0) * ((levels - 1) / 2.0) + 0.5).clamp_(0, levels - 1)
 
 
 def soft_gradient(v: Tensor, levels: int, sigma: float) -> Tensor:
@@ -41,7 +41,7 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, levels: int, gradient: str, sigma: float) -> Tensor:
         ctx.save_for_backward(v)
         ctx.levels, ctx.gradient, ctx.sigma = levels, gradient, sigma
-        return centres(levels, v)[nearest_index(v, levels)]
+        return nearest_index(v, levels) * (2.0 / (levels - 1)) - 1.0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

@@ -90,7 +90,8 @@ def fronts(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd
     points = compressors(trials[trials["status"] == "done"])
     points["worse_than_rate0"] = points["val_mse"] > anchor(points, "val_mse_rate0")
     points["on_front"] = False
-    for _, group in points[~points["worse_than_rate0"]].groupby(FRONT, dropna=False):
+    eligible = points.loc[~points["worse_than_rate0"], [*FRONT, *{f"val_{x}", f"val_{y}"}]]
+    for _, group in eligible.groupby(FRONT, dropna=False):
         points.loc[group.index, "on_front"] = nondominated(oriented(group, [x, y], "val_"))
     return points
 
@@ -105,14 +106,14 @@ def hypervolumes(trials: pd.DataFrame) -> pd.DataFrame:
     points["reference_mse"] = anchor(points, "mse_rate0")
     points["reference_cross_entropy"] = anchor(points, "label_entropy")
     keys = [*RATE, "stage", "parent_lambda_c", "seed", "parent_id"]
-    columns = [*keys, "points", "hypervolume", "reference_mse", "reference_cross_entropy"]
+    ends = ["reference_mse", "reference_cross_entropy"]
     rows = []
-    for key, group in points.groupby(keys, dropna=False):
-        reference = group[["reference_mse", "reference_cross_entropy"]].iloc[0].to_numpy(float)
+    for key, group in points[[*keys, *ends, "on_front", "mse", "cross_entropy"]].groupby(keys, dropna=False):
+        reference = group[ends].iloc[0].to_numpy(float)
         front = oriented(group[group["on_front"]], ["mse", "cross_entropy"])
         volume = hypervolume(front, reference) if np.isfinite(reference).all() else float("nan")
         rows.append([*key, len(front), volume, *reference])
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*keys, "points", "hypervolume", *ends])
 
 
 def penalties(trials: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +153,8 @@ PENALTY = [
 
 def _pairs(points: pd.DataFrame, trials: pd.DataFrame) -> Iterator[list[Any]]:
     """Yield one row per (end-to-end trial, frozen encoder of its rate and seed): the two test MSE at its C."""
-    points = points[points["lambda_c"].notna() & ~points["worse_than_rate0"]]
+    used = [*RATE, *WEIGHTS, "seed", "stage", "parent_id", *ENCODER[::2], "mse", "val_mse", "val_cross_entropy"]
+    points = points.loc[points["lambda_c"].notna() & ~points["worse_than_rate0"], used]
     weight_of = trials.set_index("trial_id")["lambda_d"].to_dict()
     points = points.assign(parent_lambda_d=points["parent_id"].map(weight_of).astype("float64"))
     for _, cell in points.groupby([*RATE, "seed"]):

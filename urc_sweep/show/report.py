@@ -28,6 +28,7 @@ from urc_sweep.store.commits import Store
 # A mail attachment: past these, thumbnails and curves of further trials stay in the store, and the page says so.
 IMAGE_BYTES = 8_000_000
 CURVE_POINTS = 400_000
+TABLE_ROWS = 500
 META_BYTES = 2_000
 DASH = "–"
 
@@ -363,9 +364,11 @@ def _failures(table: pd.DataFrame) -> str:
 def _table(caption: str, table: pd.DataFrame, columns: Mapping[str, Cell], csv: str) -> str:
     """Return an HTML table with every cell escaped; a heading's ``_c`` becomes a subscript."""
     head = "".join(f'<th scope="col">{_subscript(html.escape(name))}</th>' for name in columns)
+    if len(table) > TABLE_ROWS:
+        caption += f" (first {TABLE_ROWS} of {len(table)}; the CSV has all)"
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell(row))}</td>' for cell in columns.values())}</tr>"
-        for row in facts.records(table)
+        for row in facts.records(table.head(TABLE_ROWS))
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'

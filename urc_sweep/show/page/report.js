@@ -41,7 +41,13 @@ function chips(name, values, label, icon) {
       off[name][box.checked ? "delete" : "add"](value);
       draw();
     });
-    set.append(el("label", { className: "chip" }, box, icon ? icon(value) : null, label(value)));
+    const chip = el("label", { className: "chip", title: "double-click: only this one" }, box, icon ? icon(value) : null, label(value));
+    chip.addEventListener("dblclick", () => {
+      set.querySelectorAll("input").forEach((other) => { other.checked = other === box; });
+      off[name] = new Set(values.filter((other) => other !== value));
+      draw();
+    });
+    set.append(chip);
   }
 }
 
@@ -106,10 +112,11 @@ function layout(xTitle, yTitle, empty) {
     font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     margin: { l: 56, r: 12, t: 16, b: 48 },
     hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--soft"), font, align: "left" },
-    xaxis: { ...axis, title: { text: escapeText(xTitle), standoff: 12 } },
-    yaxis: { ...axis, title: { text: escapeText(yTitle), standoff: 12 } },
+    xaxis: { visible: !empty, ...axis, title: { text: escapeText(xTitle), standoff: 12 } },
+    yaxis: { visible: !empty, ...axis, title: { text: escapeText(yTitle), standoff: 12 } },
     annotations: empty ? [{ text: escapeText(empty), showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }] : [],
     shapes: [],
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
   };
 }
 
@@ -211,7 +218,6 @@ function togglePin(i) {
   if (at >= 0) pins.splice(at, 1);
   else pins.push(i);
   if (pins.length > MAX_PINS) pins.shift();
-  $("preview").replaceChildren();
   $("pins").replaceChildren(...pins.map((pin) => {
     const button = el("button", { type: "button", textContent: "unpin" });
     button.addEventListener("click", () => togglePin(pin));
@@ -220,7 +226,7 @@ function togglePin(i) {
 }
 
 function preview(i) {
-  if (!pins.includes(i)) $("preview").replaceChildren(card(i));
+  $("preview").replaceChildren(card(i));
 }
 
 function drawGrid() {
@@ -230,14 +236,15 @@ function drawGrid() {
       .sort((a, b) => T.stage[a].localeCompare(T.stage[b]) || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b]);
     if (!rows.length) return;
     const block = el("div", { className: "rate" }, el("h3", { textContent: `${rate.label}, seed ${first}` }));
-    block.append(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), el("span"));
+    const line = (label, picture, value) => block.append(el("div", { className: "line" }, label, picture, el("span", { className: "value", textContent: value })));
+    line(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), "");
     let group = "";
     for (const i of rows) {
       const name = `${STAGE[T.stage[i]].label}/${T.parent_id[i]}`, parent = T.parent_lambda_c[i];
       if (name !== group) block.append(el("div", { className: "group" }, STAGE[T.stage[i]].label, ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
       group = name;
       const value = `MSE ${T.mse[i].toFixed(4)}` + (T.accuracy?.[i] == null ? "" : `, accuracy ${T.accuracy[i].toFixed(3)}`);
-      block.append(el("span", {}, lambda("c"), ` ${short(T.lambda_c[i])}`), strip(T.samples[i], `${STAGE[T.stage[i]].label} reconstructions, lambda_c ${short(T.lambda_c[i])}`), el("span", { className: "value", textContent: value }));
+      line(el("span", {}, lambda("c"), ` ${short(T.lambda_c[i])}`), strip(T.samples[i], `${STAGE[T.stage[i]].label} reconstructions, lambda_c ${short(T.lambda_c[i])}`), value);
     }
     $("grid").append(block);
   });
@@ -306,8 +313,10 @@ chips("seed", distinct([...T.seed, ...DATA.curves.lines.map((line) => line.seed)
 chips("parent", distinct(T.parent_lambda_c), (value) => short(value));
 options($("x"), Object.entries(DATA.axes), "mse");
 options($("y"), Object.entries(DATA.axes), "cross_entropy");
+document.querySelector(".pair").hidden = !Object.keys(DATA.axes).length;
 const keys = [...new Set(DATA.curves.lines.flatMap((line) => Object.keys(line.values)))].map((key) => key.split("/"));
 options($("metric"), [...new Set(keys.map((key) => key[1]))].map((name) => [name, name]), "distortion");
+$("metric").form.hidden = !keys.length;
 options($("split"), [...new Set(keys.map((key) => key[0]))].map((name) => [name, name]), "validation");
 
 $("points-csv").addEventListener("click", pointsCsv);
