@@ -36,10 +36,7 @@ def staircase(points, reference):
     x_max, y_max = reference
     inside = [(x, y) for x, y in points if np.isfinite([x, y]).all() and x < x_max and y < y_max]
     edges = sorted({x for x, _ in inside} | {x_max})
-    slices = (
-        (right - left) * (y_max - min(y for x, y in inside if x <= left))
-        for left, right in pairwise(edges)
-    )
+    slices = ((right - left) * (y_max - min(y for x, y in inside if x <= left)) for left, right in pairwise(edges))
     return float(sum(slices))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from urc_sweep.errors import SpecError
+from urc_sweep.errors import ResourceError, SpecError
 from urc_sweep.plan import registry, spec
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.spec import Sweep
@@ -29,6 +30,7 @@ from urc_sweep.store.tables import Projection, Publisher, published_source
 PUBLISH_S = 1.0
 LANES_ON_GPU = 8
 EXECUTORS = ("ray", "inline")
+LOOPBACK = ("127.", "localhost", "[::1]", "ray://127.", "ray://localhost")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Launch:
     def __post_init__(self) -> None:
         if self.options.executor not in EXECUTORS:
             raise SpecError(f"--executor {self.options.executor}: choices: {', '.join(EXECUTORS)}")
+        address = self.options.address
+        if address and not address.startswith(LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
         self.store = Store(self.options.store)
         self.store.check()
         self.sweep, self.trials = plan(self.path, self.options)
