@@ -91,5 +91,5 @@ def test_a_damaged_or_foreign_file_is_one_line(kmnist) -> None:
 def test_other_bytes_under_a_published_name_are_refused(kmnist) -> None:
     folder, _ = kmnist
     folder.parent.rename(folder.parent.parent / "MNIST")
-    with pytest.raises(DataError, match="data set mnist: bytes have SHA-256 .* the published ones 5e8a56a8a5f2"):
+    with pytest.raises(DataError, match=r"data set mnist: bytes have SHA-256 .* the published ones 5e8a56a8a5f2"):
         data.load("mnist", {}, Source(str(folder.parent.parent)))

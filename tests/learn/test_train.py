@@ -206,7 +206,8 @@ def test_golden_training_in_float64(digits) -> None:
     try:
         planned = plan(epochs=2)
         (judge,) = train_pack([planned[0]], digits, {}, CPU)
-        classifier = artifacts.restore(planned[0], "classifier", artifacts.to_bytes(judge.modules["classifier"]), digits, CPU)
+        stored = artifacts.to_bytes(judge.modules["classifier"])
+        classifier = artifacts.restore(planned[0], "classifier", stored, digits, CPU)
         trial = of_stage(planned, "end_to_end")[1]
         (joint,) = train_pack([trial], digits, {"classifier": classifier}, CPU)
         encoder = artifacts.restore(trial, "encoder", artifacts.to_bytes(joint.modules["encoder"]), digits, CPU)

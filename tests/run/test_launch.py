@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
 
 
 def test_ray_runs_a_sweep_to_its_report(finished) -> None:
-    path, root, result = finished
+    _, root, result = finished
     frame = pd.read_parquet(root / "trials")
     assert len(frame) == 12
     assert set(frame["status"]) == {"done"}
@@ -145,7 +145,8 @@ class Fragile(Paper):
 def test_a_failed_encoder_skips_its_dependents_and_the_sweep_exits_3(tmp_path, sweep_file) -> None:
     plugin = tmp_path / "fragile.py"
     plugin.write_text(PLUGIN)
-    text = small_sweep().replace("name: paper", "name: fragile").replace("[{dim: 2, levels: 3}]", "[{dim: 2, levels: 3}, {dim: 3, levels: 2}]")
+    text = small_sweep().replace("name: paper", "name: fragile")
+    text = text.replace("[{dim: 2, levels: 3}]", "[{dim: 2, levels: 3}, {dim: 3, levels: 2}]")
     path, root = sweep_file(text), tmp_path / "store"
     result = run("launch", path, "--store", str(root), "--plugin", str(plugin), check=3)
     assert "failed: RuntimeError: no encoder at two dimensions" in result.stderr
@@ -171,7 +172,8 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(executor, tmp_path, 
     command = [*CLI, "launch", path, "--store", str(killed), "--executor", executor]
     resumed_from = []
     for _ in range(2):
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, start_new_session=True, **silent)
         known = set(killed.glob("checkpoints/*/state.json"))
         while not (fresh := set(killed.glob("checkpoints/*/state.json")) - known) and process.poll() is None:
             time.sleep(0.02)
@@ -277,7 +279,7 @@ def test_a_metric_added_later_is_computed_without_training(tmp_path, sweep_file)
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["launch", "SPEC", "--set", "dataset={name: mnist}", "--offline", "--data-root", "TMP/none"], 2, "put train-images-idx3-ubyte"),
+        ([*"launch SPEC --set dataset.name=mnist --offline --data-root TMP/none".split()], 2, "put train-images-idx3"),
         (["launch", "TMP/nothing.yaml"], 2, "cannot read the sweep file"),
         (["launch", "SPEC", "--executor", "slurm"], 2, "choices: ray, inline"),
         (["launch", "SPEC", "--store", "SPEC"], 4, "is a file, not a store"),

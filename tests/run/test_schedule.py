@@ -11,9 +11,9 @@ from urc_sweep.plan.trials import Trial, expand
 from urc_sweep.run.schedule import MAX_ATTEMPTS, Schedule
 
 
-def chain(trial_id: str, stage: str = "end_to_end", needs: tuple[str, ...] = (), key: int = 0, epochs: int = 1) -> Trial:
+def chain(name: str, stage: str = "end_to_end", needs: tuple[str, ...] = (), key: int = 0, epochs: int = 1) -> Trial:
     config = {"stage": stage, "seed": key, "train": {"epochs": epochs}, "needs": {n: n for n in needs}, "objective": {}}
-    return Trial(trial_id, stage, config, {}, f"evaluation of {trial_id}")
+    return Trial(name, stage, config, {}, f"evaluation of {name}")
 
 
 @st.composite
@@ -30,7 +30,7 @@ def plans(draw: st.DrawFn) -> list[Trial]:
 
 @settings(max_examples=400, deadline=None)
 @given(plans(), st.integers(1, 4), st.integers(1, 4), st.data())
-def test_every_plan_settles_whatever_happens(trials: list[Trial], lanes: int, workers: int, data: st.DataObject) -> None:
+def test_every_plan_settles_whatever_happens(trials: list[Trial], lanes: int, workers: int, data) -> None:
     """Random workers finish, fail, crash or come back empty, in random order; the promises hold throughout."""
     schedule = Schedule(trials, lanes=lambda stage: lanes)
     live, handed_out = [], []
@@ -86,7 +86,7 @@ def test_what_others_wait_for_goes_first_and_there_is_no_barrier() -> None:
 
 
 def test_packs_are_cut_from_trials_that_differ_only_in_weights() -> None:
-    planned = expand(spec.parse(small_sweep(weights="[0, 0.01, 0.1]"), ))
+    planned = expand(spec.parse(small_sweep(weights="[0, 0.01, 0.1]")))
     schedule = Schedule(planned, lanes=lambda stage: 2)
     first, second = schedule.dispatch(), schedule.dispatch()
     assert [len(first.trials), len(second.trials)] == [1, 1], "classifiers differ in network and seed"

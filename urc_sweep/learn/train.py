@@ -128,7 +128,9 @@ class Lane:
             for name, value in tensors_of(module).items()
         }
         for index, state in enumerate(self.optimizer.state_dict()["state"].values()):
-            tensors |= {f"adam/{index}/{key}": value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+            tensors |= {
+                f"adam/{index}/{key}": value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()
+            }
         sums = {name: float(value) for name, value in self.sums.items()}
         return Progress(tensors, self.epoch, self.step_index, sums, list(self.curve), self.seconds)
 

@@ -54,7 +54,8 @@ class Conductor:
             self.changes += 1
             for trial_id in pack.trials:
                 self.on_event("started", self.schedule.trials[trial_id])
-            return {"trials": list(pack.trials), "attempts": list(pack.attempts)}
+            stage = self.schedule.trials[pack.trials[0]].stage
+            return {"trials": list(pack.trials), "attempts": list(pack.attempts), "stage": stage}
 
     def on_result(self, handle: str, result: dict[str, Any]) -> None:
         """Note a worker's message."""

@@ -165,12 +165,13 @@ class Launch:
     def _execute(self, projection: Projection, publisher: Publisher, source: Source, lease: Lease) -> None:
         from urc_sweep.run.conductor import Conductor
 
-        name, resources = self.sweep.name, self.sweep.resources
+        name = self.sweep.name
+        resources = {stage: spec.resources_of(self.sweep, stage) for stage in {trial.stage for trial in self.trials}}
         self.store.layout.stop(name).unlink(missing_ok=True)
 
         def job(use_gpu: bool) -> Job:
             root = str(self.store.root.resolve())
-            seconds = resources.checkpoint_minutes * 60
+            seconds = self.sweep.resources.checkpoint_minutes * 60
             return Job(root, name, source, self.options.plugins, seconds, use_gpu, git_sha())
 
         def lost(trial: Trial, attempt: int, message: str) -> None:
@@ -183,8 +184,9 @@ class Launch:
                 message,
             )
 
-        def conduct(lanes: int) -> Conductor:
-            schedule = self.schedule(lambda stage: lanes if resources.lanes == "auto" else resources.lanes)
+        def conduct(automatic: int) -> Conductor:
+            lanes = {stage: need.lanes for stage, need in resources.items()}
+            schedule = self.schedule(lambda stage: automatic if lanes[stage] == "auto" else int(lanes[stage]))
             return Conductor(projection, schedule, self.on_event, lost, self.sweep.budget.hours)
 
         with _log(self), contextlib.ExitStack() as stack:
@@ -199,7 +201,7 @@ class Launch:
 
                 self.on_event("starting Ray" if not self.options.address else f"joining {self.options.address}", None)
                 cluster = stack.enter_context(ray_tune.cluster(self.options.address))
-                use_gpu = cluster.gpus_of(resources) > 0
+                use_gpu = any(cluster.gpus_of(need) > 0 for need in resources.values())
                 self.conductor = conduct(LANES_ON_GPU if use_gpu else 1)
                 stack.enter_context(self._attended(publisher, lease))
                 ray_tune.run(self.conductor, job(use_gpu), cluster, resources, self.options.max_concurrent)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,9 +85,9 @@ def cluster(address: str | None) -> Iterator[Cluster]:
 
 
 def run(
-    conductor: Conductor, job: Job, offered: Cluster, resources: Resources, max_concurrent: int | None = None
+    conductor: Conductor, job: Job, offered: Cluster, resources: Mapping[str, Resources], max_concurrent: int | None
 ) -> None:
-    """Execute the schedule to its end on the cluster that ``cluster`` opened."""
+    """Execute the schedule to its end on the cluster that ``cluster`` opened; ``resources`` are a pack's, by stage."""
     from ray import tune
     from ray.tune.search import Searcher
 
@@ -123,16 +123,20 @@ def run(
         execute_pack(job, tuple(config["trials"]), tuple(config["attempts"]), tune.report)
         tune.report({"event": "returned"})
 
-    reserve = tune.PlacementGroupFactory([{"CPU": resources.cpus, "GPU": offered.gpus_of(resources)}])
-    slots = min(offered.slots(resources), max_concurrent or 10**6)
+    # Built once: Tune reuses a worker process only for the very same factory.
+    reserve = {
+        stage: tune.PlacementGroupFactory([{"CPU": need.cpus, "GPU": offered.gpus_of(need)}])
+        for stage, need in resources.items()
+    }
+    slots = max(offered.slots(need) for need in resources.values())
     scratch = tempfile.mkdtemp(prefix="urc-tune-")
     try:
         tune.Tuner(
-            tune.with_resources(train_pack, reserve),
+            tune.with_resources(train_pack, lambda config: reserve[config["stage"]]),
             tune_config=tune.TuneConfig(
                 search_alg=PlanSearcher(conductor),
                 num_samples=-1,
-                max_concurrent_trials=slots,
+                max_concurrent_trials=min(slots, max_concurrent or slots),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),

@@ -283,7 +283,10 @@ def frontier(frame: pd.DataFrame) -> None:
     ]
     front = points[points["on_front"]].sort_values(["rate_bits", "stage", "seed", "mse"])
     table(front[columns], "points on the (mse, cross-entropy) fronts: chosen on validation, read on test")
-    table(facts.hypervolumes(frame).drop(columns="parent_id", errors="ignore"), "hypervolume; reference: MSE and label entropy at rate 0")
+    table(
+        facts.hypervolumes(frame).drop(columns="parent_id", errors="ignore"),
+        "hypervolume; reference: MSE and label entropy at rate 0",
+    )
 
 
 def penalty(frame: pd.DataFrame) -> None:
