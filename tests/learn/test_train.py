@@ -229,3 +229,18 @@ def test_outcomes_carry_what_the_store_needs(digits) -> None:
     (outcome,) = train_pack(plan()[:1], digits, {}, CPU)
     assert {field.name for field in dataclasses.fields(outcome)} >= {"trial", "status", "modules", "curve", "wall_s"}
     assert [epoch for epoch, split, metric, *_ in outcome.curve if (split, metric) == ("train", "loss")] == [1, 2]
+
+
+def test_the_last_layer_is_a_transposed_convolution_and_so_are_its_gradients() -> None:
+    from urc_sweep.learn.models import ConvTransposeToOne
+
+    torch.manual_seed(0)
+    ours = ConvTransposeToOne(6, 4).double()
+    x = torch.rand((3, 6, 5, 7), dtype=torch.float64, requires_grad=True)
+    reference = torch.nn.functional.conv_transpose2d(x, ours.weight, ours.bias)
+    torch.testing.assert_close(ours(x), reference, rtol=0, atol=1e-12)
+    pull = torch.rand_like(reference)
+    inputs = (x, ours.weight, ours.bias)
+    expected = torch.autograd.grad(reference, inputs, pull)
+    for one, other in zip(torch.autograd.grad(ours(x), inputs, pull), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -18,17 +18,19 @@ import pyarrow as pa
 import pytest
 
 from tests.store.build import TEXT, Study, curve, flip, metrics, reseal
-from urc_sweep.errors import StoreError
+from urc_sweep.errors import SpecError, StoreError
 from urc_sweep.store import query, tables
 from urc_sweep.store.tables import CURVES, METRICS, TRIALS, Projection, Publisher, published_source
 from urc_sweep.store.verify import verify
 
-DESIGN = """trial_id stage parent_id classifier_id heldout_classifier_id encoder_sha256 decoder_sha256
-samples_sha256 dataset model width protocol precision dim levels rate_bits seed lambda_d lambda_c lambda_p parent_lambda_c
-parent_lambda_p status error_type error_message attempt epochs mse psnr_db ssim cross_entropy accuracy
-heldout_cross_entropy heldout_accuracy critic_gap fresh_critic_gap sliced_w2 index_entropy_bits mse_centroid
-latent_label_entropy latent_accuracy mse_se started_at finished_at wall_s device host pack_lanes config_json code_version
-git_sha torch_version cached_from weights metrics""".split()
+DESIGN = """
+trial_id stage parent_id classifier_id heldout_classifier_id encoder_sha256 decoder_sha256 samples_sha256 dataset model
+width protocol precision dim levels rate_bits seed lambda_d lambda_c lambda_p parent_lambda_c parent_lambda_p status
+error_type error_message attempt epochs mse psnr_db ssim cross_entropy accuracy heldout_cross_entropy heldout_accuracy
+critic_gap fresh_critic_gap sliced_w2 index_entropy_bits mse_centroid latent_label_entropy latent_accuracy mse_se
+started_at finished_at wall_s device host pack_lanes config_json code_version git_sha torch_version cached_from weights
+metrics
+"""
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def parts(study: Study):
 
 def test_columns_are_the_designs():
     own = {"originals_sha256"}
-    assert set(DESIGN) | {f"val_{name}" for name in METRICS} | own == set(TRIALS.names)
+    assert set(DESIGN.split()) | {f"val_{name}" for name in METRICS} | own == set(TRIALS.names)
     assert CURVES.names == ["trial_id", "epoch", "split", "metric", "value", "wall_s"]
     assert "sweep" not in TRIALS.names + CURVES.names, "the path key; pandas refuses a column of that name"
     assert {TRIALS.field(name).type for name in ("started_at", "finished_at")} == {pa.timestamp("us", tz="UTC")}
@@ -73,17 +75,17 @@ def test_the_row_of_a_universal_trial_by_hand(study):
     committed, training = study.store.committed, study.store.committed(trial.id)
     test, validation = metrics(trial, "test"), metrics(trial, "validation")
     expected = dict.fromkeys(TRIALS.names) | {
-        **{"trial_id": trial.id, "stage": "universal", "parent_id": parent.id, "status": "done"},
-        **{"classifier_id": judge.id, "heldout_classifier_id": heldout.id},
+        "trial_id": trial.id, "stage": "universal", "parent_id": parent.id, "status": "done",
+        "classifier_id": judge.id, "heldout_classifier_id": heldout.id,
         "encoder_sha256": committed(parent.id)["artifacts"]["encoder"],
         "decoder_sha256": training["artifacts"]["decoder"],
         "samples_sha256": committed(trial.evaluation_id)["samples_sha256"],
         "originals_sha256": committed(trial.evaluation_id)["originals_sha256"],
-        **{"dataset": "digits", "model": "paper", "width": 0.25, "protocol": "sound", "precision": "fp32"},
-        **{"dim": 2, "levels": 3, "rate_bits": 2 * np.log2(3), "seed": 0},
-        **{"lambda_d": 1.0, "lambda_c": 0.02, "lambda_p": None, "parent_lambda_c": 0.01, "parent_lambda_p": None},
-        **{"attempt": 1, "epochs": 3, "wall_s": 59.5, "device": "cpu", "host": "here", "pack_lanes": 1},
-        **{"code_version": "0.1.0", "git_sha": None, "torch_version": "2.11.0", "cached_from": None},
+        "dataset": "digits", "model": "paper", "width": 0.25, "protocol": "sound", "precision": "fp32",
+        "dim": 2, "levels": 3, "rate_bits": 2 * np.log2(3), "seed": 0,
+        "lambda_d": 1.0, "lambda_c": 0.02, "lambda_p": None, "parent_lambda_c": 0.01, "parent_lambda_p": None,
+        "attempt": 1, "epochs": 3, "wall_s": 59.5, "device": "cpu", "host": "here", "pack_lanes": 1,
+        "code_version": "0.1.0", "git_sha": None, "torch_version": "2.11.0", "cached_from": None,
         "started_at": datetime(2025, 1, 2, 3, 4, 5, 6, UTC),
         "finished_at": datetime(2025, 1, 2, 3, 5, 5, 0, UTC),
         "config_json": json.dumps(trial.config, sort_keys=True),
@@ -92,7 +94,7 @@ def test_the_row_of_a_universal_trial_by_hand(study):
         "weights": [("classification", 0.02), ("distortion", 1.0)],
         "metrics": [("mse_kmeans", test["mse_kmeans"]), ("val_mse_kmeans", validation["mse_kmeans"])],
         "sweep": "tiny",
-    }
+    }  # fmt: skip
     assert rows(study)[trial.id] == expected
 
 
@@ -104,7 +106,9 @@ def test_the_rows_of_the_other_stages(study):
         key: row[key] for key in ("stage", "model", "dim", "lambda_d", "parent_id", "classifier_id", "weights")
     } == {
         **dict.fromkeys(("dim", "lambda_d", "parent_id", "classifier_id")),
-        **{"stage": "classifier", "model": "paper", "weights": []},
+        "stage": "classifier",
+        "model": "paper",
+        "weights": [],
     }
     assert (row["accuracy"], row["mse"]) == (metrics(judge, "test")["accuracy"], None)
     row = rows(study)[joint.id]
@@ -136,8 +140,17 @@ def test_every_status(study):
     assert in_curves == {judge.id, heldout.id, plain.id}, "a diverged trial's curve is worth a look"
 
 
+@pytest.mark.xfail(strict=True, reason="Projection._row looks at failures only of trials without a training commit")
+def test_a_trial_that_was_trained_but_could_not_be_evaluated_says_why(study):
+    trial = study.trials[0]
+    study.train(trial).fail(trial, "failed").publish()
+    row = rows(study)[trial.id]
+    assert (row["status"], row["finished_at"] is None) == ("failed", False)
+    assert (row["error_type"], row["error_message"]) == ("FloatingPointError", "loss is nan")
+
+
 def test_a_failure_of_a_needed_trial_skips_all_that_follows(study):
-    judge, heldout, *_ = study.trials
+    heldout = study.trials[1]
     study.fail(heldout, "failed").publish()
     assert [row["status"] for row in rows(study).values()] == ["pending", "failed", *["skipped"] * 4]
 
@@ -220,8 +233,9 @@ def test_trials_that_an_edit_dropped_leave_both_tables(study, monkeypatch):
 
 def test_a_damaged_part_is_made_again(study, monkeypatch):
     monkeypatch.setattr(tables, "ROWS_PER_PART", 6)
-    study.finish().publish()
-    flip(parts(study)[2])
+    for trial in study.trials:
+        study.finish(trial).publish()
+    flip(parts(study)[2], 8 * 40)  # in the first page
     with pytest.raises(StoreError, match="damaged"):
         points(study)
     study.publish()
@@ -278,6 +292,25 @@ def test_everybody_reads_the_same_rows(study):
     assert sorted(pl.read_parquet(root / "trials").select(columns).rows()) == wanted
     assert sorted(duckdb.sql(f"select trial_id, cross_entropy from '{root}/trials/**/*.parquet'").fetchall()) == wanted
     assert pl.read_parquet(root / "curves").height == len(pd.read_parquet(root / "curves")) == 36
+
+
+@pytest.mark.xfail(strict=True, reason="DuckDB takes the name for a date, polars for a number or a truth value")
+@pytest.mark.parametrize("name", ["epoch", "infinity", "inf", "true", "false"])
+def test_a_name_that_a_reader_would_take_for_something_else_is_refused(tmp_path, name):
+    try:
+        root = Study(tmp_path / "store", TEXT.replace("name: tiny", f"name: '{name}'", 1)).launch().store.root
+    except SpecError:
+        return
+    assert pl.read_parquet(root / "trials")["sweep"].unique().to_list() == [name]
+    assert duckdb.sql(f"select distinct sweep from '{root}/trials/**/*.parquet'").fetchall() == [(name,)]
+
+
+@pytest.mark.parametrize("name", ["nan", "null", "none", "today", "now", "e1", "j2000", "a.b-c_d"])
+def test_other_names_are_words_to_every_reader(tmp_path, name):
+    root = Study(tmp_path / "store", TEXT.replace("name: tiny", f"name: '{name}'", 1)).launch().store.root
+    assert pd.read_parquet(root / "trials")["sweep"].astype(str).unique().tolist() == [name]
+    assert pl.read_parquet(root / "trials")["sweep"].unique().to_list() == [name]
+    assert duckdb.sql(f"select distinct sweep from '{root}/trials/**/*.parquet'").fetchall() == [(name,)]
 
 
 READER = """
@@ -340,6 +373,12 @@ def flips_of(path, bits, good, allowed=()):
     return wrong
 
 
+def footer_of(path) -> int:
+    """Where the footer of a Parquet file begins."""
+    data = path.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
 @pytest.fixture
 def part(study):
     study.finish(study.trials[0]).publish()
@@ -349,27 +388,25 @@ def part(study):
 
 def test_200_flipped_bits_of_the_data_are_found_or_harmless(part):
     """Data pages carry checksums; the footer has none and is flipped bit by bit below."""
-    good, size = tables.read(part, CURVES), part.stat().st_size
-    footer = int.from_bytes(part.read_bytes()[-8:-4], "little") + 8
+    good = tables.read(part, CURVES)
     chance = random.Random(0)
     assert good.num_rows == 6
-    assert flips_of(part, [chance.randrange((size - footer) * 8) for _ in range(200)], good) == []
+    assert flips_of(part, [chance.randrange(8 * footer_of(part)) for _ in range(200)], good) == []
 
 
 @pytest.mark.xfail(
     strict=True, reason="tables.read checks names only: not types, not how many rows the footer promised"
 )
 def test_flipped_bits_of_the_footer_are_found_or_harmless(part):
-    good, data = tables.read(part, CURVES), part.read_bytes()
-    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    end = data.rindex(b"ARROW:schema")  # what follows is checked against the schema by the reader itself
-    bits = range(8 * start, 8 * end)
+    good = tables.read(part, CURVES)
+    end = part.read_bytes().rindex(b"ARROW:schema")  # what follows is a copy of the schema for Arrow's eyes
+    bits = random.Random(0).sample(range(8 * footer_of(part), 8 * end), 2000)
     assert flips_of(part, bits, good, allowed=(UnicodeDecodeError,)) == []
 
 
 @pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="tables.read lets UnicodeDecodeError out")
 def test_a_column_name_that_is_no_text_is_damage(part):
-    start = part.read_bytes().index(b"trial_id", part.stat().st_size // 2)
+    start = part.read_bytes().index(b"trial_id", footer_of(part))
     flip(part, 8 * start + 7)
     with pytest.raises(StoreError, match="damaged"):
         tables.read(part, CURVES)

@@ -42,6 +42,27 @@ def _up(inputs: int, outputs: int) -> list[nn.Module]:
     ]
 
 
+class ConvTransposeToOne(nn.ConvTranspose2d):
+    """A stride-1 transposed convolution (n, c, h, w) -> (n, 1, h + k - 1, w + k - 1), on the CPU as GEMM and fold.
+
+    The CPU library pads one output channel to a vector of them: 7.5 ms forward and backward at width 0.25 against
+    4.8 ms here, 21.9 against 13.6 at width 1, of steps of about 25 and 112 ms.
+    """
+
+    def __init__(self, inputs: int, kernel: int) -> None:
+        super().__init__(inputs, 1, kernel)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.is_cuda:
+            return super().forward(x)
+        assert self.bias is not None
+        n, c, h, w = x.shape
+        k = self.kernel_size[0]
+        taps = x.permute(0, 2, 3, 1).reshape(-1, c) @ self.weight.reshape(c, k * k)
+        columns = taps.reshape(n, h * w, k * k).transpose(1, 2)
+        return nn.functional.fold(columns, (h + k - 1, w + k - 1), k) + self.bias
+
+
 @component("model", "paper", version=1, image=(1, 28, 28))
 class Paper:
     """The networks of the paper's MNIST experiments (Nguyen, arXiv 2504.13191, Table 1; code of Zhang et al. 2021).
@@ -66,7 +87,7 @@ class Paper:
     def decoder(self) -> nn.Module:
         a, b, c = self._wide(32), self._wide(64), self._wide(128)
         head = [*_dense(self.dim, self._wide(128)), *_dense(self._wide(128), 16 * a), nn.Unflatten(1, (a, 4, 4))]
-        tail = [nn.ConvTranspose2d(c, 1, 4), nn.Sigmoid()]
+        tail = [ConvTransposeToOne(c, 4), nn.Sigmoid()]
         return nn.Sequential(*head, *_up(a, b), *_up(b, c), *tail)
 
 
