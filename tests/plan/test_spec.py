@@ -104,6 +104,13 @@ def test_chosen_encoders_count_towards_the_largest_sweep():
     ]
 
 
+def test_encoders_that_are_not_chosen_count_for_nothing():
+    """400 end-to-end trials and 400 decoders on one of them: 802 with the classifiers, not 160,402."""
+    numbers = f"[{', '.join(str(n) for n in range(400))}]"
+    universal = f"distortion: 1}}}}, universal: {{encoders: {{seed: 7}}, objective: {{distortion: {numbers}}}"
+    assert len(expand(spec.parse(SHORT.replace("distortion: 1}", universal) + f"seeds: {numbers}\n"))) == 802
+
+
 def test_a_file_that_is_too_big_is_not_parsed():
     assert problems(SHORT + "#" * document.MAX_BYTES) == ["f.yaml:1:1: larger than 1,000,000 bytes"]
     assert "maximum recursion depth" in problems("[" * 3000)[0]

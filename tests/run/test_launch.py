@@ -286,6 +286,8 @@ def test_a_metric_added_later_is_computed_without_training(tmp_path, sweep_file)
         (["launch", "SPEC", "--store", "s3://bucket/x"], 2, "only directories"),
         (["launch", "SPEC", "--plugin", "TMP/nothing.py"], 2, "is not a Python file"),
         (["launch", "SPEC", "--address", "10.1.2.3:6379"], 5, "without RAY_AUTH_MODE=token"),
+        (["launch", "SPEC", "--address", "127.0.0.1:1"], 5, "nobody answers there"),
+        (["launch", "SPEC", "--address", "127.0.0.1"], 5, "expected HOST:PORT"),
         (["status", "--store", "TMP/none"], 4, "is not a store"),
         (["query", "select 1", "--store", "TMP/none"], 4, "is not a store"),
         (["verify", "--store", "TMP/none"], 4, "is not a store"),

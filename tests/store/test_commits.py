@@ -49,6 +49,28 @@ def test_a_commit_comes_back_as_it_was_and_stays(store):
     assert files(store.root) == {"format.json", f"commits/aa/{A}.json"}, "nothing private is left"
 
 
+def test_a_commit_is_durable_before_it_is_visible_and_its_name_after(store, monkeypatch):
+    done, fsync, link = [], os.fsync, os.link
+
+    def synced(descriptor):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def linked(source, target):
+        done.append(("link", str(target)))
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    store.commit(A, RECORD)
+    path = store.layout.commit(A)
+    at = done.index(("link", str(path)))
+    assert done[0][1].startswith(str(store.root / "tmp")), "the bytes"
+    made = [("fsync", str(store.root)), ("fsync", str(store.root / "commits"))]
+    assert done[1:at] == made, "the folders on the way"
+    assert done[at + 1 :] == [("fsync", str(path.parent))], "the name"
+
+
 def test_a_fresh_commit_is_seen_by_a_reader_that_looked_before(store):
     reader = fresh(store)
     assert reader.committed(A) is None

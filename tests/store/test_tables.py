@@ -338,6 +338,18 @@ print(json.dumps({"wrong": wrong[:5], "reads": reads, "seen": seen}))
 """
 
 
+def test_a_reader_in_the_middle_of_a_file_goes_on_with_the_old_one(study):
+    """Files are replaced, never written in place: what is open stays whole."""
+    study.finish(study.trials[0]).publish()
+    paths = [study.store.layout.trials_table(study.name), *parts(study)]
+    before = [path.read_bytes() for path in paths]
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(open(path, "rb")) for path in paths]
+        study.finish(study.trials[1]).publish()
+        assert [file.read() for file in opened] == before
+    assert all(path.read_bytes() != old for path, old in zip(paths, before, strict=True))
+
+
 def test_readers_see_a_valid_snapshot_at_any_instant(tmp_path, monkeypatch):
     study = Study(tmp_path / "store", TEXT, "stages.universal.objective.classification=[0, 0.02, 0.03, 0.04]").launch()
     root = study.store.root

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -76,9 +77,8 @@ class Launch:
     def __post_init__(self) -> None:
         if self.options.executor not in EXECUTORS:
             raise SpecError(f"--executor {self.options.executor}: choices: {', '.join(EXECUTORS)}")
-        address = self.options.address
-        if address and not address.startswith(LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
-            raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
+        if self.options.address:
+            check_address(self.options.address)
         self.store = Store(self.options.store)
         self.store.check()
         self.sweep, self.trials = plan(self.path, self.options)
@@ -247,6 +247,17 @@ class Launch:
             end.set()
             thread.join()
             stop_file.unlink(missing_ok=True)
+
+
+def check_address(address: str) -> None:
+    """Raise ``ResourceError`` for a cluster that is not there, or on the network without a token (Ray waits minutes)."""
+    if not address.startswith(LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--address {address}: nobody answers there ({error}); expected HOST:PORT") from None
 
 
 def plan(path: str, options: Options) -> tuple[Sweep, list[Trial]]:
