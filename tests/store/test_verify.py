@@ -243,6 +243,11 @@ def test_invariants_are_told_apart(study):
     assert f"{commit(study, 2)}: {epochs}" in found
 
 
+def test_tables_that_are_only_old_are_said_to_be_old(study):
+    path = commit_after_publishing(study)
+    assert problems(study) == [f"{path}: older than the commits; launch the sweep again to publish them"]
+
+
 def test_every_damage_of_a_store_is_listed(study):
     planted = [str(DAMAGES[name](study)) for name in ("artifact flipped", "commit flipped", "evaluation of nobody")]
     found = problems(study)

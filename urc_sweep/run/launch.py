@@ -250,7 +250,7 @@ class Launch:
 
 
 def check_address(address: str) -> None:
-    """Raise ``ResourceError`` for a cluster that is not there, or on the network without a token (Ray waits minutes)."""
+    """Raise ``ResourceError`` for a cluster that is not there, or or on a network without a token."""
     if not address.startswith(LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
         raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -7,18 +7,15 @@ the evaluation commit. Whoever commits second finds the name taken and discards:
 from __future__ import annotations
 
 import json
-import signal
 import socket
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from urc_sweep.errors import StoreError, UrcSweepError
+from urc_sweep.errors import StoreError
 from urc_sweep.learn import artifacts, data, evaluate
 from urc_sweep.learn.models import channel_of
 from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
@@ -46,7 +43,7 @@ class Shift:
     started_at: str = field(init=False)
     _networks: dict[tuple[str, str], tuple[Any, str]] = field(default_factory=dict)
     _said: float = field(default_factory=time.monotonic)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _stop: bool = False
     _looked: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,7 +75,10 @@ class Shift:
                 self.commit(outcome, {role: sha256 for role, (_, sha256) in loaded.items()}, len(todo))
         for trial in self.trials:
             if self.store.committed(trial.id) is not None and self.store.committed(trial.evaluation_id) is None:
-                self.evaluate(trial)
+                try:
+                    self.evaluate(trial)
+                except Exception as error:  # a plugin's metric, a damaged artifact: this trial's own fault
+                    refuse(self.store, self.job, trial, self.attempts[trial.id], error, self.emit)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -159,8 +159,8 @@ class Shift:
         if moment - self._looked >= STOP_POLL_S:
             self._looked = moment
             if self.store.layout.stop(self.job.sweep).exists():
-                self._stop.set()
-        return self._stop.is_set()
+                self._stop = True
+        return self._stop
 
     def progress(self, lane: Lane) -> None:
         if time.monotonic() - self._said >= PROGRESS_S:
@@ -196,18 +196,21 @@ def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...]
     numbers = dict(zip(trial_ids, attempts, strict=True))
     try:
         registry.load_plugins(job.plugins)
-        shift = Shift(job, trials, numbers, emit)
-        with _on_sigterm(shift._stop.set):
-            shift.run()
+        Shift(job, trials, numbers, emit).run()
     except Interrupted:
         emit({"event": "interrupted"})
-    except (UrcSweepError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    except Exception as error:  # what one pack cannot do must not stop the others
         for trial in trials:
-            if store.committed(trial.id) is None or store.committed(trial.evaluation_id) is None:
-                record = {"status": "failed", "final": True, "sweep": job.sweep, "host": socket.gethostname()}
-                trace = "".join(traceback.format_exception(error))
-                fail(store, trial, numbers[trial.id], record | {"curve": []}, type(error).__name__, str(error), trace)
-                emit({"event": "failed", "trial": trial.id})
+            if store.committed(trial.id) is None:
+                refuse(store, job, trial, numbers[trial.id], error, emit)
+
+
+def refuse(store: Store, job: Job, trial: Trial, attempt: int, error: Exception, emit: Emit) -> None:
+    """Record that a trial cannot be trained, or not evaluated, and why."""
+    record = {"status": "failed", "final": True, "sweep": job.sweep, "host": socket.gethostname(), "curve": []}
+    trace = "".join(traceback.format_exception(error))
+    fail(store, trial, attempt, record, type(error).__name__, str(error), trace)
+    emit({"event": "failed", "trial": trial.id})
 
 
 def _role(need: str) -> str:
@@ -216,16 +219,3 @@ def _role(need: str) -> str:
 
 def _finite(value: float) -> float | None:
     return json.loads(json.dumps(value)) if abs(value) < float("inf") else None
-
-
-@contextmanager
-def _on_sigterm(react: Callable[[], None]) -> Iterator[None]:
-    """Checkpoint and leave when a scheduler (Slurm, spot) sends SIGTERM; only a main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: react())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
