@@ -121,9 +121,17 @@ def test_a_new_key_at_its_default_keeps_the_old_id(value, defaults):
     assert content_id("x", without({**defaults, **old}, defaults)) == content_id("x", old)
 
 
+def with_keys_of(value, other):
+    """``other``'s items where both have them, in the shape of ``value``: an absent key means its default."""
+    if isinstance(value, dict):
+        other = other if isinstance(other, dict) else {}
+        return {key: with_keys_of(item, other.get(key, item)) for key, item in value.items()}
+    return value if isinstance(other, dict) else other
+
+
 @given(MAPPINGS, MAPPINGS)
 def test_without_keeps_apart_what_differs(value, other):
-    """Two values with the same keys lose the same defaults, so that they collide only when equal."""
-    other = {key: other.get(key, item) for key, item in value.items()}
+    """Two values with the same keys at every depth lose the same defaults, so that they collide only when equal."""
+    other = with_keys_of(value, other)
     kept = [content_id("x", without(each, value)) for each in (value, other)]
     assert (kept[0] == kept[1]) == (canonical(value) == canonical(other))

@@ -218,7 +218,6 @@ def test_a_damaged_checkpoint_is_no_checkpoint(store, which, harm):
     assert store.load_checkpoint(A)[0] == b"good"
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint does not say whose it is")
 def test_the_checkpoint_of_another_trial_is_no_checkpoint(store):
     store.save_checkpoint(A, b"tensors of a", {"epoch": 1})
     os.rename(store.layout.checkpoint(A), store.layout.checkpoint(B))
@@ -290,7 +289,6 @@ def test_a_link_whose_answer_was_lost_is_a_win(store, monkeypatch):
     assert not list((store.root / "tmp").iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="FileExistsError is taken at its word; the link count would tell here, too")
 def test_a_link_that_was_sent_twice_is_a_win(store, monkeypatch):
     """NFS: the reply got lost, the client sent the request again, and the server says that the name exists: ours."""
     link = os.link

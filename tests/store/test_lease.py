@@ -211,7 +211,6 @@ def test_a_lease_that_vanished_is_lost(store, quick):
     assert not store.layout.lease.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="__exit__ does not wait for a heartbeat under way, which writes the lease again")
 def test_a_heartbeat_under_way_does_not_bring_a_released_lease_back(store, quick, monkeypatch):
     replace, beating, released = Store.replace, threading.Event(), threading.Event()
 
@@ -230,7 +229,6 @@ def test_a_heartbeat_under_way_does_not_bring_a_released_lease_back(store, quick
     assert not store.layout.lease.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the heartbeat's thread dies of an OSError and nobody is told")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_heartbeat_survives_a_full_disk(store, quick, monkeypatch):
     replace, failed = Store.replace, threading.Event()
@@ -249,13 +247,7 @@ def test_a_heartbeat_survives_a_full_disk(store, quick, monkeypatch):
         assert thread.is_alive() or held.lost.is_set()
 
 
-UNREADABLE = pytest.mark.xfail(strict=True, reason="found five times, then said to change hands too fast")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [*(pytest.param(text, marks=UNREADABLE) for text in (b"", b"{", b"[]")), b"{}", b'{"host": 3}'],
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"host": 3}'])
 def test_a_lease_that_cannot_be_read_can_be_taken_over(store, content, quick):
     store.layout.lease.write_bytes(content)
     with Lease(store, "mine", take_over=True):

@@ -48,7 +48,6 @@ def test_curves_are_answered(study):
     assert ask(study, "select count(*), count(distinct sweep) from curves") == [(78, 2)]
 
 
-@pytest.mark.xfail(strict=True, reason="curves are registered only where the text has them in lower case")
 @pytest.mark.parametrize("text", ["select count(*) from CURVES", "from query_table('cur' || 'ves') select count(*)"])
 def test_names_of_tables_are_sql_names(study, text):
     assert ask(study, text) == [(78,)]
@@ -171,7 +170,6 @@ def test_json_comes_back(study):
         assert pd.Timestamp(row["started_at"]).floor("ms") == pd.Timestamp(original["started_at"]).floor("ms")
 
 
-@pytest.mark.xfail(strict=True, reason="pandas' to_json keeps 10 digits: pass double_precision=15, or use json.dumps")
 def test_json_keeps_every_digit(study):
     answer = query.sql(study.store, "select 0.12345678901234566::double as x")
     assert json.loads(query.to_format(answer, "json")) == [{"x": 0.12345678901234566}]
@@ -199,7 +197,6 @@ def test_nothing_is_a_table_too(study):
     assert pq.read_table(io.BytesIO(query.to_format(answer, "parquet"))).column_names == ["trial_id", "mse"]
 
 
-@pytest.mark.xfail(strict=True, reason="pandas or pyarrow refuse the type: a traceback instead of a line")
 @pytest.mark.parametrize(
     ("text", "style"),
     [

@@ -140,7 +140,6 @@ def test_every_status(study):
     assert in_curves == {judge.id, heldout.id, plain.id}, "a diverged trial's curve is worth a look"
 
 
-@pytest.mark.xfail(strict=True, reason="Projection._row looks at failures only of trials without a training commit")
 def test_a_trial_that_was_trained_but_could_not_be_evaluated_says_why(study):
     trial = study.trials[0]
     study.train(trial).fail(trial, "failed").publish()
@@ -252,7 +251,6 @@ def test_a_reopened_trial_has_one_curve_its_last(study):
     assert points(study) == expected_points(study, diverged)
 
 
-@pytest.mark.xfail(strict=True, reason="Publisher._adopt keeps whatever curve it finds of a trial that has one")
 def test_a_curve_that_another_sweep_completed_is_published_whole(study):
     """It failed in this sweep, was reopened and trained by another one, and this sweep is launched again."""
     diverged = study.trials[0]
@@ -294,7 +292,6 @@ def test_everybody_reads_the_same_rows(study):
     assert pl.read_parquet(root / "curves").height == len(pd.read_parquet(root / "curves")) == 36
 
 
-@pytest.mark.xfail(strict=True, reason="DuckDB takes the name for a date, polars for a number or a truth value")
 @pytest.mark.parametrize("name", ["epoch", "infinity", "inf", "true", "false"])
 def test_a_name_that_a_reader_would_take_for_something_else_is_refused(tmp_path, name):
     try:
@@ -406,9 +403,6 @@ def test_200_flipped_bits_of_the_data_are_found_or_harmless(part):
     assert flips_of(part, [chance.randrange(8 * footer_of(part)) for _ in range(200)], good) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tables.read checks names only: not types, not how many rows the footer promised"
-)
 def test_flipped_bits_of_the_footer_are_found_or_harmless(part):
     good = tables.read(part, CURVES)
     end = part.read_bytes().rindex(b"ARROW:schema")  # what follows is a copy of the schema for Arrow's eyes
@@ -416,7 +410,6 @@ def test_flipped_bits_of_the_footer_are_found_or_harmless(part):
     assert flips_of(part, bits, good, allowed=(UnicodeDecodeError,)) == []
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="tables.read lets UnicodeDecodeError out")
 def test_a_column_name_that_is_no_text_is_damage(part):
     start = part.read_bytes().index(b"trial_id", footer_of(part))
     flip(part, 8 * start + 7)

@@ -13,10 +13,14 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from urc_sweep.errors import SpecError
 
-MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 100_000
+MAX_BYTES, MAX_DEPTH, MAX_NODES = 64_000, 20, 20_000
 Path = tuple[str | int, ...]
 # What people write for numbers; YAML 1.1 leftovers (012, 1:30, 1_000, 0x1F) are refused instead of guessed.
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in "map seq str null bool int float timestamp merge value".split()
+)
+_MAX_DIGITS = 400
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?")
 
 
@@ -53,7 +57,9 @@ class Document:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise SpecError(f"--set {assignment}: expected KEY.SUBKEY=VALUE")
-        path: Path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+        path: Path = tuple(
+            int(part) if _INT.fullmatch(part) and part.isdigit() else part for part in key.strip().split(".")
+        )
         value = read(text, f"--set {assignment}").value
         target = self.value
         for depth, step in enumerate(path[:-1]):
@@ -67,6 +73,7 @@ class Document:
                 raise SpecError(f"--set {assignment}: {dotted(path[: depth + 1])} is not in the sweep file")
         last = path[-1]
         if isinstance(target, dict):
+            path = (*path[:-1], str(last))
             target[str(last)] = value
         elif isinstance(target, list) and isinstance(last, int) and last < len(target):
             target[last] = value
@@ -95,6 +102,9 @@ def read(text: str, source: str) -> Document:
 
 
 def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
+    if id(node) in seen:  # the node's own place is its anchor's
+        raise SpecError(document.problem(path, "aliases (*name) are not accepted; write the value out"))
+    seen.add(id(node))
     place = (node.start_mark.line + 1, node.start_mark.column + 1)
     document.places.setdefault(path, place)
 
@@ -103,9 +113,8 @@ def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
         prefix = f"{dotted(where)}: " if where else ""
         return SpecError(f"{document.source}:{line}:{column}: {prefix}{message}")
 
-    if id(node) in seen:
-        raise refuse("aliases (*name) are not accepted; write the value out")
-    seen.add(id(node))
+    if str(node.tag) not in _TAGS:
+        raise refuse("tags (!...) are not accepted; write plain values")
     if len(path) > MAX_DEPTH or len(seen) > MAX_NODES:
         raise refuse(f"nested deeper than {MAX_DEPTH} or more than {MAX_NODES:,} values")
     if isinstance(node, MappingNode):
@@ -134,12 +143,13 @@ def _scalar(node: ScalarNode, refuse: Any) -> Any:
         return text
     if kind == "null":
         return None
-    if kind == "bool":
+    if kind == "bool" and text.lower() in ("true", "false"):  # not the yes and on of YAML 1.1
         return text.lower() == "true"
-    if kind == "int" and _INT.fullmatch(text):
+    if kind == "int" and _INT.fullmatch(text) and len(text) < _MAX_DIGITS:
         return int(text)
     if kind in ("int", "float") and _FLOAT.fullmatch(text) and not re.fullmatch(r"[-+]?0[0-9]+", text):
         value = float(text)
         if math.isfinite(value):
             return value
-    raise refuse(f"cannot read {text!r} as a plain number, word or true/false; quote it if it is a word")
+    shown = text if len(text) <= 40 else f"{text[:20]}..."
+    raise refuse(f"cannot read {shown!r} as a plain number, word or true/false; quote it if it is a word")

@@ -83,7 +83,7 @@ def component(kind: str, name: str, *, version: int, **facts: Any) -> Callable[[
             raise SpecError(f"plugin {target.__module__}: {kind} {name!r} exists already")
         source = Path(inspect.getsourcefile(target) or "").read_bytes()
         parameters = {
-            p.name: Parameter(PARAMETER_TYPES[_annotation(p.annotation)], p.default)
+            p.name: _parameter(kind, name, p)
             for p in inspect.signature(target).parameters.values()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -131,7 +131,7 @@ def load_plugins(plugins: tuple[str, ...] = ()) -> None:
     for plugin in plugins:
         try:
             _import(plugin)
-        except (ImportError, OSError, SyntaxError) as error:
+        except (ImportError, OSError, SyntaxError, ValueError, TypeError) as error:
             raise SpecError(f"--plugin {plugin}: {error}") from error
 
 
@@ -140,8 +140,8 @@ def _import(plugin: str) -> None:
         importlib.import_module(plugin)
         return
     path = Path(plugin).resolve()
-    name = f"urc_sweep_plugin_{path.stem}"
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
+    name = f"urc_sweep_plugin_{path.stem}_{digest(str(path).encode())[:8]}"
+    if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -186,6 +186,15 @@ def _read(node: ast.FunctionDef | ast.ClassDef, call: ast.Call, module: str) -> 
                 parameters[argument.arg] = Parameter(kind_of, ast.literal_eval(default))
     version = facts.pop("version")
     return Component(kind, name, version, module, node.name, parameters, facts, _summary(ast.get_docstring(node)))
+
+
+def _parameter(kind: str, name: str, parameter: inspect.Parameter) -> Parameter:
+    declared = PARAMETER_TYPES.get(_annotation(parameter.annotation))
+    if declared is None or parameter.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{kind} {name!r}: {parameter.name} needs a default and a type of {', '.join(PARAMETER_TYPES)}"
+        )
+    return Parameter(declared, parameter.default)
 
 
 def _annotation(annotation: Any) -> str:

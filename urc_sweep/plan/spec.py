@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,11 +23,13 @@ from pydantic_core import ErrorDetails
 
 from urc_sweep.errors import SpecError, choices
 from urc_sweep.plan import registry
-from urc_sweep.plan.document import Document, dotted, read
+from urc_sweep.plan.document import MAX_BYTES, Document, dotted, read
 from urc_sweep.plan.document import Path as KeyPath
 
 MAX_TRIALS = 100_000
 NAME = r"^[a-z][a-z0-9._-]{0,63}$"
+# What DuckDB and polars would not take for a word in the path key ``sweep=``.
+RESERVED = ("epoch", "infinity", "inf", "true", "false")
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
@@ -164,8 +167,8 @@ class Stages(Section):
 
     classifier: Annotated[Classifier, BeforeValidator(_empty_is_default)] = Classifier()
     heldout_classifier: Annotated[Heldout, BeforeValidator(_empty_is_default)] = Heldout()
-    end_to_end: EndToEnd | None = None
-    universal: Universal | None = None
+    end_to_end: Annotated[EndToEnd | None, BeforeValidator(_empty_is_default)] = None
+    universal: Annotated[Universal | None, BeforeValidator(_empty_is_default)] = None
 
 
 def _preset(value: Any) -> Any:
@@ -198,7 +201,8 @@ class Sweep(Section):
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
     """Read, check and return the sweep of a file; every problem found is one line of the ``SpecError``."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)  # one more than is accepted
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SpecError(f"{path}: cannot read the sweep file: {reason}") from None
@@ -242,17 +246,42 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
+EITHER = {
+    "encoders": "should be all, a mapping or a list of mappings, not {!r}",
+    "gpus": "should be auto or a number, not {!r}",
+    "lanes": "should be auto or a number, not {!r}",
+}
+
+
+def _path(value: Any, detail: ErrorDetails) -> KeyPath:
+    """Return the steps of an error's location that are keys of the file, without pydantic's names of alternatives."""
+    path: KeyPath = ()
+    step: Any
+    for step in detail["loc"]:
+        if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
+            path, value = (*path, step), value[step]
+    return (*path, detail["loc"][-1]) if detail["type"] == "missing" else path
+
+
+def _get(value: Any, path: KeyPath) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
 def _lines(document: Document, error: ValidationError) -> Iterator[str]:
+    lines: dict[tuple[KeyPath, str], None] = {}
     for detail in error.errors():
-        path = tuple(
-            step
-            for step in detail["loc"]
-            if step not in ("list", "range", "float", "int", "constrained-float", "constrained-int")
+        path = _path(document.value, detail)
+        lines[path, document.problem(path, _message(detail, path))] = None
+    # A key that may hold this or that has a problem per kind: one line says it.
+    for path, group in itertools.groupby(lines, key=lambda line: line[0]):
+        found = [line for _, line in group]
+        yield (
+            document.problem(path, EITHER[path[-1]].format(_get(document.value, path)))
+            if len(found) > 1 and path[-1] in EITHER
+            else found[0]
         )
-        path = tuple(
-            step for step in path if not (isinstance(step, str) and (step.startswith("literal[") or "[" in step))
-        )
-        yield document.problem(path, _message(detail, path))
 
 
 def _message(detail: ErrorDetails, path: KeyPath) -> str:
@@ -261,8 +290,11 @@ def _message(detail: ErrorDetails, path: KeyPath) -> str:
         return f"unknown key; {choices(path[-1], _keys(path[:-1]))}"
     if kind == "missing":
         return "missing, but required"
+    if kind in ("model_type", "dict_type"):
+        return f"should be a mapping of keys, not {given!r}"[:120]
     if kind == "too_short":
-        return "empty; give at least one value"
+        wanted = detail["ctx"]["min_length"]
+        return "empty; give at least one value" if wanted == 1 else f"should have {wanted} values, not {len(given)}"
     if kind == "literal_error":
         expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{given!r} is not known; {choices(given, expected)}"
@@ -287,6 +319,8 @@ def _keys(path: KeyPath) -> list[str]:
 
 def _check(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
     """Yield what the section classes cannot see: names of the registry, and keys that contradict each other."""
+    if sweep.name in RESERVED:
+        yield ("name",), f"{sweep.name!r} would be read as a date, number or truth value; choose another name"
     yield from _check_component("dataset", sweep.dataset, ("dataset",))
     yield from _check_component("model", sweep.model, ("model",))
     if sweep.search.strategy not in registry.names("search"):

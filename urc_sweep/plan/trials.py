@@ -164,9 +164,14 @@ class _Builder:
         }
         evaluators = {} if stage == "classifier" else dict(self.classifier_ids)
         identity = trial_id(config)
-        metrics = [metric.identity for metric in metrics_of(stage)]
-        evaluation = content_id("evaluation", {"trial": identity, "metrics": metrics, "evaluators": evaluators})
-        return Trial(identity, stage, config, evaluators, evaluation)
+        inputs = evaluation_inputs(identity, stage, evaluators)
+        return Trial(identity, stage, config, evaluators, content_id("evaluation", inputs))
+
+
+def evaluation_inputs(identity: str, stage: str, evaluators: Mapping[str, str]) -> dict[str, Any]:
+    """Return what names an evaluation: the trial, the metrics and their versions, and the judging classifiers."""
+    metrics = [metric.identity for metric in metrics_of(stage)]
+    return {"trial": identity, "metrics": metrics, "evaluators": dict(evaluators)}
 
 
 def metrics_of(stage: str) -> list[registry.Component]:

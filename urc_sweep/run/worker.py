@@ -20,7 +20,7 @@ from urc_sweep.learn import artifacts, data, evaluate
 from urc_sweep.learn.models import channel_of
 from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
 from urc_sweep.plan import registry
-from urc_sweep.plan.trials import Trial
+from urc_sweep.plan.trials import Trial, evaluation_inputs
 from urc_sweep.run.job import Job, fail, now
 from urc_sweep.store.commits import Record, Store, new_writer
 
@@ -172,6 +172,7 @@ class Shift:
     def evaluate(self, trial: Trial) -> None:
         """Compute and commit the metrics of a committed trial, and its sample images."""
         record: Record = {"kind": "evaluation", "id": trial.evaluation_id, "trial_id": trial.id, "evaluated_at": now()}
+        record["inputs"] = evaluation_inputs(trial.id, trial.stage, trial.evaluators)
         if trial.stage == "classifier":
             networks = {"classifier": self.network(trial.id, "classifier")[0]}
             record["metrics"] = evaluate.evaluate(trial, self.data, networks, None)

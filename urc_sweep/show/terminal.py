@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -295,21 +296,15 @@ def penalty(frame: pd.DataFrame) -> None:
 
     rows = facts.penalties(frame)
     grid = Table(
-        title="distortion penalty of universality at matched cross-entropy (points chosen on validation, MSE on test)",
+        title="distortion penalty of universality at matched cross-entropy\npoints chosen on validation, MSE on test",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     heads = (
-        "rate",
-        "encoder lambda_c",
-        "at lambda_c",
-        "CE <=",
-        "MSE end-to-end",
-        "MSE universal",
-        "penalty",
-        "95 % interval",
-        "seeds",
+        "rate|encoder\nlambda_c|target\nlambda_c|CE at\nmost|MSE\nend-to-end|MSE\nuniversal|penalty|95 % interval|seeds"
     )
-    for head in heads:
+    for head in heads.split("|"):
         grid.add_column(head, justify="right")
     for row in rows.to_dict("records"):
         interval = "-" if row["low"] is None or math.isnan(row["low"]) else f"[{row['low']:+.5f}, {row['high']:+.5f}]"

@@ -6,6 +6,7 @@ the first writer wins, everybody else discards. No locks, no rename over a commi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -74,7 +75,7 @@ class Store:
             try:
                 os.link(private, path)
             except FileExistsError:
-                return False
+                return os.stat(private).st_nlink == 2  # NFS may send a request that was done once more
             except OSError:
                 # NFS may lose the answer of a link that was done: the link count of the private name tells.
                 if os.stat(private).st_nlink != 2:
@@ -138,7 +139,9 @@ class Store:
     def put(self, data: bytes, suffix: str) -> str:
         """Store bytes under their own SHA-256 and return it; the same bytes are stored once."""
         sha256 = digest(data)
-        self.link(self.layout.artifact(sha256, suffix), data)
+        path = self.layout.artifact(sha256, suffix)
+        if not self.link(path, data) and digest(path.read_bytes()) != sha256:
+            self.replace(path, data)  # rotten since: its name says what it should be
         return sha256
 
     def get(self, sha256: str, suffix: str) -> bytes:
@@ -159,7 +162,7 @@ class Store:
         folder = self.layout.checkpoint(trial_id)
         name = digest(tensors)
         self.replace(folder / f"{name}.safetensors", tensors)
-        self.replace(folder / "state.json", _seal(state | {"tensors": name}))
+        self.replace(folder / "state.json", _seal(state | {"trial_id": trial_id, "tensors": name}))
         for old in folder.glob("*.safetensors"):
             if old.stem != name:
                 old.unlink(missing_ok=True)
@@ -169,10 +172,10 @@ class Store:
         folder = self.layout.checkpoint(trial_id)
         try:
             state = _open(folder / "state.json")
-            if state is None:
+            if state is None or state["trial_id"] != trial_id:
                 return None
             tensors = (folder / f"{state['tensors']}.safetensors").read_bytes()
-        except (OSError, StoreError, KeyError):
+        except (OSError, StoreError, KeyError, TypeError):
             return None
         return (tensors, state) if digest(tensors) == state["tensors"] else None
 
@@ -182,7 +185,8 @@ class Store:
         if folder.is_dir():
             for path in folder.iterdir():
                 path.unlink(missing_ok=True)
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # a zombie may be writing there still
+                folder.rmdir()
 
     # -- sweeps --------------------------------------------------------------------------------------------------
 
@@ -190,7 +194,10 @@ class Store:
         """Return the names of the store's sweeps, the newest launch last."""
         launched = {}
         for path in (self.root / "sweeps").glob("*/generations/0.json"):
-            record = _open(path)
+            try:
+                record = _open(path)
+            except StoreError:
+                record = None  # whoever reads the plan itself is told
             launched[path.parent.parent.name] = (record or {}).get("launched_at", "")
         return sorted(launched, key=lambda name: (launched[name], name))
 

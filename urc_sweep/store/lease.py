@@ -27,6 +27,7 @@ class Lease:
         self.mine = {"token": self.token, "sweep": sweep, "beat": 0, **process(os.getpid())}
         self.lost = threading.Event()
         self._end = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
         # A few rounds: a lease may be released, or its finder overtaken, while we look.
@@ -34,17 +35,21 @@ class Lease:
             if self.store.link(self.path, self._bytes()):
                 break
             holder = _read(self.path)
-            if holder is not None:
+            if holder is None and self.path.exists() and not self.take_over:
+                raise StoreError(f"{self.path}: damaged; --take-over replaces it if no launch is running")
+            if holder is not None or self.take_over:
+                holder = holder or {}
                 if not (self.take_over or self._dead(holder)):
                     raise StoreError(_held(self.store.root, holder))
                 self._remove(holder)
         else:
             raise StoreError(f"{self.store.root}: the lease changes hands too fast; try again")
-        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+        self._heart.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._end.set()
+        self._heart.join()  # a heartbeat under way would write the lease again
         if (_read(self.path) or {}).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
@@ -82,7 +87,8 @@ class Lease:
                 self.lost.set()
                 return
             self.mine["beat"] += 1
-            self.store.replace(self.path, self._bytes())
+            with contextlib.suppress(OSError):  # a full disk may have room again at the next
+                self.store.replace(self.path, self._bytes())
 
     def _bytes(self) -> bytes:
         return json.dumps(self.mine, sort_keys=True).encode()

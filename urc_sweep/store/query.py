@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -49,7 +51,8 @@ def sql(store: Store, text: str) -> pa.Table:
     )
     connection.register("trials", everything)
     connection.register("unique_trials", everything.take(first))
-    connection.register("curves", ds.dataset(curves(store)) if "curves" in text else CURVES.empty_table())
+    wanted = "curves" in text.lower() or "query" in text.lower()  # query(), query_table(): names put together
+    connection.register("curves", ds.dataset(curves(store)) if wanted else curves(store).slice(0, 0))
     # After this a query reaches neither files nor network, and cannot switch that back on.
     connection.execute("SET enable_external_access = false; SET lock_configuration = true")
     try:
@@ -69,9 +72,20 @@ def frame(table: pa.Table) -> pd.DataFrame:
 
 def to_format(table: pa.Table, style: str) -> str | bytes:
     """Return a table as csv, json (records) or parquet."""
-    if style == "parquet":
-        return to_bytes(table)
-    data = frame(table)
-    if style == "json":
-        return str(data.to_json(orient="records", date_format="iso", indent=1)) + "\n"
-    return str(data.to_csv(index=False))
+    try:
+        if style == "parquet":
+            return to_bytes(table)
+        if style == "json":
+            rows = table.to_pylist(maps_as_pydicts="lossy")
+            if len(set(table.column_names)) < table.num_columns:
+                raise ValueError("two columns have the same name")
+            return json.dumps(rows, indent=1, default=_isoformat) + "\n"
+        return str(frame(table).to_csv(index=False))
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise SpecError(f"query: the answer cannot be written as {style}: {str(error).splitlines()[0]}") from None
+
+
+def _isoformat(value: object) -> str:
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON form; cast it to text")

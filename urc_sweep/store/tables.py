@@ -144,7 +144,7 @@ class Projection:
         config, weights = trial.config, trial.weights
         training = self.store.committed(trial.id) or {}
         evaluation = self.store.committed(trial.evaluation_id) or {}
-        failure = {} if training else self.final_failure(trial.id) or {}
+        failure = {} if training and evaluation else self.final_failure(trial.id) or {}
         ran = training or failure
         parent = self.by_id.get(trial.needs.get("encoder", ""))
         network = config.get("model") or config["network"]
@@ -224,20 +224,16 @@ class Publisher:
         self.store.replace(self._path(len(self.parts) - 1), to_bytes(self.tail))
 
     def _adopt(self, path: Path) -> set[str]:
-        """Take over a part of an earlier launch, without the trials that the plan has dropped or reopened."""
+        """Take over a part of an earlier launch, with the curves that its trials have now."""
         try:
             table = read(path, CURVES)
         except StoreError:
             table = None
-        kept = CURVES.empty_table()
-        if table is not None:
-            known = [
-                t
-                for t in dict.fromkeys(table["trial_id"].to_pylist())
-                if self.projection.curve(t) and t in self.projection.by_id
-            ]
-            kept = table.filter(pa.compute.is_in(table["trial_id"], pa.array(known, pa.string())))
-        if table is None or kept.num_rows != table.num_rows:
+        adopted = set().union(*self.parts)
+        found = dict.fromkeys(table["trial_id"].to_pylist() if table is not None else ())
+        known = [t for t in found if t in self.projection.by_id and t not in adopted]
+        kept = pa.concat_tables([CURVES.empty_table(), *(curve_table(t, self.projection.curve(t)) for t in known)])
+        if table is None or not kept.equals(table):
             self.store.replace(path, to_bytes(kept))
         return set(kept["trial_id"].to_pylist())
 
@@ -272,12 +268,15 @@ def read(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """Return a Parquet file's table with its checksums verified; ``StoreError`` names a damaged file."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+            table, footer = file.read(), file.metadata
+            groups = sum(footer.row_group(n).num_rows for n in range(footer.num_row_groups))
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: damaged table: {str(error).splitlines()[0]}") from None
-    if schema is not None and table.schema.names != schema.names:
+    if not table.num_rows == footer.num_rows == groups:  # page checksums do not cover the footer
+        raise StoreError(f"{path}: damaged table: it has not as many rows as it says")
+    if schema is not None and not table.schema.equals(schema):
         raise StoreError(f"{path}: columns are not those of this release; launch the sweep again to rebuild it")
     return table
 

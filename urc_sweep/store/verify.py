@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from urc_sweep.errors import UrcSweepError
-from urc_sweep.maths.ids import digest
+from urc_sweep.errors import StoreError, UrcSweepError
+from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan.trials import trial_id
 from urc_sweep.store import query
 from urc_sweep.store.commits import Record, Store
@@ -28,12 +28,18 @@ def verify(store: Store) -> tuple[list[str], str]:
     for commit_id in store.commit_ids():
         commits += 1
         try:
-            record = store.committed(commit_id) or {}
+            record = store.committed(commit_id)
+            if record is None:
+                (path,) = list(store.layout.commits.glob(f"??/{commit_id}.json"))[:1]
+                raise StoreError(f"{path}: in another's folder, where nobody finds it")
             problems += _check_commit(store, commit_id, record)
             if record.get("kind") == "training":
                 trainings[commit_id] = record
         except UrcSweepError as error:
             problems.append(str(error))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            trainings.pop(commit_id, None)
+            problems.append(f"{store.layout.commit(commit_id)}: not a whole record: {error!r}")
     for commit_id, record in trainings.items():
         problems += _check_parent(store, commit_id, record, trainings)
     artifacts = 0
@@ -56,6 +62,9 @@ def _check_commit(store: Store, commit_id: str, record: Record) -> Iterator[str]
     if kind == "training":
         if trial_id(record["trial"]["config"]) != commit_id:
             yield f"{path}: trial {commit_id[:12]} is not the hash of its own configuration"
+        named = record["trial"]["config"]["dataset"]["sha256"]
+        if len(named) == 64 and record["data_sha256"] != named:  # sets named by their archives have no such hash
+            yield f"{path}: trial {commit_id[:12]} was trained on other data than it names"
         for role, sha256 in record["artifacts"].items():
             yield from _check_artifact(store, sha256, SUFFIX[role], commit_id)
         epochs = [point[0] for point in record["curve"] if point[1] == "train" and point[2] == "loss"]
@@ -64,6 +73,9 @@ def _check_commit(store: Store, commit_id: str, record: Record) -> Iterator[str]
         if doubled := _doubled((p[0], p[1], p[2]) for p in record["curve"]):
             yield f"{path}: trial {commit_id[:12]}: curve point {doubled} twice (invariant 3)"
     elif kind == "evaluation":
+        inputs = record["inputs"]
+        if content_id("evaluation", inputs) != commit_id or inputs["trial"] != record["trial_id"]:
+            yield f"{path}: is not the evaluation of trial {record['trial_id'][:12]} that its name says"
         if not store.layout.commit(record["trial_id"]).is_file():
             yield f"{path}: evaluates trial {record['trial_id'][:12]}, which is not committed (invariant 8)"
         for key in ("samples_sha256", "originals_sha256"):
@@ -94,12 +106,18 @@ def _check_tables(store: Store, name: str) -> Iterator[str]:
     """Invariants 1, 3 and 10: tables are what commits, failures and plan say."""
     projection = Projection(store, name)
     for trial in projection.trials:
+        for record in store.failures(trial.id):
+            if record["trial_id"] != trial.id:
+                yield f"{store.layout.failure(trial.id, record['attempt'])}: is of trial {record['trial_id'][:12]}"
+    for trial in projection.trials:
         for need in required(trial):
             if need not in projection.by_id:
                 yield f"sweep {name}: trial {trial.id[:12]} needs {need[:12]}, which is not planned (invariant 8)"
     table = query.trials(store, name)
     path = store.layout.trials_table(name)
     shown = {row["trial_id"]: row for row in table.to_pylist()}
+    for stranger in sorted(shown.keys() - projection.by_id.keys()):
+        yield f"{path}: trial {stranger[:12]} has a row, but is not planned (invariant 10)"
     if len(shown) != table.num_rows:
         yield f"{path}: a trial has more than one row (invariant 1)"
     if (holder_of(store) or {}).get("sweep") == name:
