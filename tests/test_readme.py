@@ -27,7 +27,7 @@ def launched(tmp_path_factory) -> Path:
     (folder / "study.yaml").write_text(block("yaml", "name: study"))
     (folder / "edges.py").write_text(block("python", "class Edges"))
     (words,) = re.findall(r"^    urc-sweep (launch study.yaml --plugin .*)$", README, re.MULTILINE)
-    short = "--executor inline --set train.epochs=1 --set model.width=0.05 --set seeds=[0]".split()
+    short = "--set train.epochs=1 --set model.width=0.05 --set seeds=[0]".split()
     import shlex
 
     command = [sys.executable, "-m", "urc_sweep", *shlex.split(words), *short]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -311,12 +310,9 @@ def main() -> None:
     except UrcSweepError as error:
         print("\n".join(f"urc-sweep: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("urc-sweep: killed; launch again to resume", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        print(f"urc-sweep: {error}", file=sys.stderr)
+        sys.exit(StoreError.exit_code)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,51 @@ def test_lanes_from_different_checkpoints_share_a_pack(digits, classifier) -> No
     assert [digests(o) for o in mixed] == [digests(o) for o in straight]
 
 
+def test_a_trial_interrupted_again_and_again_ends_with_the_same_bits(digits, classifier) -> None:
+    """Every ninth step: optimizer state must survive being saved, loaded and saved once more."""
+    trials, frozen = of_stage(plan(), "end_to_end"), {"classifier": classifier}
+    straight, kept, rounds = train_pack(trials, digits, frozen, CPU), {}, 0
+    while True:
+        calls = iter(range(10_000))
+        try:
+            resumed = train_pack(
+                trials,
+                digits,
+                frozen,
+                CPU,
+                resume={trial_id: artifacts.thaw(*stored) for trial_id, stored in kept.items()},
+                on_checkpoint=lambda trial_id, progress: kept.update({trial_id: artifacts.freeze(progress)}),
+                should_stop=lambda calls=calls: next(calls) == 8,
+            )
+            break
+        except Interrupted:
+            rounds += 1
+    assert rounds == 5
+    assert [digests(o) for o in resumed] == [digests(o) for o in straight]
+
+
+def test_a_lane_that_has_just_diverged_is_checkpointed_with_its_mates(digits, classifier, monkeypatch) -> None:
+    import json
+
+    monkeypatch.setattr("urc_sweep.learn.train.CompressorLane", Poison)
+    kept: dict[str, tuple] = {}
+    trials, calls = of_stage(plan(), "end_to_end"), iter(range(10_000))
+    with pytest.raises(Interrupted):
+        train_pack(
+            trials,
+            digits,
+            {"classifier": classifier},
+            CPU,
+            on_checkpoint=lambda trial_id, progress: kept.update({trial_id: artifacts.freeze(progress)}),
+            should_stop=lambda: next(calls) == 24,
+        )
+    states = {trial_id: json.loads(json.dumps(state, allow_nan=False)) for trial_id, (_, state) in kept.items()}
+    assert states[trials[1].id]["sums"]["loss"] is None
+    resume = {trial_id: artifacts.thaw(tensors, states[trial_id]) for trial_id, (tensors, _) in kept.items()}
+    ended = train_pack(trials, digits, {"classifier": classifier}, CPU, resume=resume)
+    assert [outcome.status for outcome in ended] == ["trained", "diverged"]
+
+
 class Poison(CompressorLane):
     """A lane whose loss turns NaN, or raises, in its 20th step."""
 

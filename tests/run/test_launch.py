@@ -18,6 +18,7 @@ from urc_sweep.run.launch import Launch, Options
 from urc_sweep.store.commits import Store
 from urc_sweep.store.verify import verify
 
+HELDOUT = "stages.heldout_classifier"
 CLI = [sys.executable, "-m", "urc_sweep"]
 
 
@@ -281,6 +282,7 @@ def test_a_metric_added_later_is_computed_without_training(tmp_path, sweep_file)
     [
         ([*"launch SPEC --set dataset.name=mnist --offline --data-root TMP/none".split()], 2, "put train-images-idx3"),
         (["launch", "TMP/nothing.yaml"], 2, "cannot read the sweep file"),
+        (f"launch SPEC --set {HELDOUT}.network=paper --set {HELDOUT}.seed=0".split(), 2, "losses see"),
         (["launch", "SPEC", "--executor", "slurm"], 2, "choices: ray, inline"),
         (["launch", "SPEC", "--store", "SPEC"], 4, "is a file, not a store"),
         (["launch", "SPEC", "--store", "s3://bucket/x"], 2, "only directories"),

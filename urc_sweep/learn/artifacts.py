@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,16 +38,26 @@ def restore(trial: Trial, role: str, data: bytes, dataset: Data, device: torch.d
 
 def freeze(progress: Progress) -> tuple[bytes, dict[str, Any]]:
     """Return a checkpoint's tensors and its small state."""
-    state = {key: getattr(progress, key) for key in ("epoch", "step", "sums", "curve", "seconds")}
+    state = {key: getattr(progress, key) for key in ("epoch", "step", "seconds")}
+    # JSON has no NaN; a lane that has just diverged is checkpointed like its mates.
+    state["sums"] = {name: _or_none(value) for name, value in progress.sums.items()}
+    state["curve"] = [[e, split, metric, _or_none(value), wall_s] for e, split, metric, value, wall_s in progress.curve]
     return to_bytes(progress.tensors), state
 
 
 def thaw(tensors: bytes, state: Mapping[str, Any]) -> Progress:
     """Return the checkpoint that ``freeze`` made."""
-    points = [(epoch, split, metric, value, wall_s) for epoch, split, metric, value, wall_s in state["curve"]]
-    return Progress(
-        safetensors.torch.load(tensors), state["epoch"], state["step"], dict(state["sums"]), points, state["seconds"]
-    )
+    points = [(epoch, split, metric, _or_nan(value), wall_s) for epoch, split, metric, value, wall_s in state["curve"]]
+    sums = {name: _or_nan(value) for name, value in state["sums"].items()}
+    return Progress(safetensors.torch.load(tensors), state["epoch"], state["step"], sums, points, state["seconds"])
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def strip(images: Tensor) -> bytes:
@@ -61,6 +72,9 @@ def strip(images: Tensor) -> bytes:
 def choose_device(use_gpu: bool) -> tuple[torch.device, str]:
     """Return the device that a pack trains on, and its name for the record."""
     if use_gpu and torch.cuda.is_available():
+        # fp32 means fp32, and the same bits in every pack; TF32 will be a precision of its own.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         return torch.device("cuda"), torch.cuda.get_device_name()
     return torch.device("cpu"), "cpu"
 

@@ -30,7 +30,6 @@ Values = Mapping[str, float | None]
 DITHERS = 64  # fixed dithers over which facts of an encoder are averaged
 MAX_CELLS = 1000  # above it, cell means would be fitted to a handful of images each
 PROJECTIONS = 512
-SAMPLES_PER_CLASS = 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -127,7 +128,7 @@ class Lane:
             for role, module in self.modules.items()
             for name, value in tensors_of(module).items()
         }
-        for index, state in enumerate(self.optimizer.state_dict()["state"].values()):
+        for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {
                 f"adam/{index}/{key}": value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()
             }
@@ -144,7 +145,8 @@ class Lane:
             if key.startswith("adam/"):
                 _, index, name = key.split("/")
                 parameter = parameters[int(index)]
-                like = torch.empty((), dtype=value.dtype) if name == "step" else torch.empty_like(parameter)
+                empty = torch.empty((), dtype=value.dtype, device=parameter.device)
+                like = empty if name == "step" else torch.empty_like(parameter)
                 self.optimizer.state[parameter][name] = like.copy_(value)
         self.epoch, self.step_index, self.seconds = progress.epoch, progress.step, progress.seconds
         self.sums = {
@@ -230,6 +232,17 @@ def train_pack(
     return [lane.ended for lane in lanes if lane.ended is not None]
 
 
+@contextmanager
+def _ending(lane: Lane) -> Iterator[None]:
+    """End one lane by what it raises (out of memory, a plugin's error): the worst lane never stops the others."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        lane.end("oom", error)
+    except Exception as error:
+        lane.end("failed", error)
+
+
 @dataclass
 class _Run:
     lanes: list[Lane]
@@ -274,12 +287,8 @@ class _Run:
         x, s = self.data.train.pixels(index), self.data.train.labels[index]
         code = None if self.codes is None else self.codes[index]
         for lane in active:
-            try:
+            with _ending(lane):
                 lane.step(x, s, u, code)
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                lane.end("oom", error)
-            except Exception as error:  # a plugin's term or network: the worst lane never stops the others
-                lane.end("failed", error)
             lane.step_index += 1
         spent = time.perf_counter() - began
         for lane in active:
@@ -296,7 +305,8 @@ class _Run:
         if not finite:
             lane.end("diverged", message=f"the loss is not finite in epoch {epoch + 1} of {epochs}")
         elif (epoch + 1) % math.ceil(epochs / VALIDATIONS) == 0 or epoch + 1 == epochs:
-            self.validate(lane, epoch + 1)
+            with _ending(lane):
+                self.validate(lane, epoch + 1)
         self.on_epoch(lane)
 
     @torch.no_grad()

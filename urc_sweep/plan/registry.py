@@ -127,7 +127,10 @@ def of_kind(kind: str) -> list[Component]:
 def load_plugins(plugins: tuple[str, ...] = ()) -> None:
     """Import installed plugins (entry-point group ``urc_sweep.plugins``) and those named, modules or files."""
     for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-        entry_point.load()
+        try:
+            entry_point.load()
+        except Exception as error:
+            raise SpecError(f"installed plugin {entry_point.name} ({entry_point.value}): {error}") from error
     for plugin in plugins:
         try:
             _import(plugin)

@@ -99,6 +99,9 @@ def expand(sweep: Sweep, data_sha256: str | None = None) -> list[Trial]:
     _check_size(sweep)
     builder = _Builder(sweep, pinned_data(sweep) or data_sha256 or "unknown")
     trials = [builder.classifier(role) for role in CLASSIFIERS]
+    if trials[0].id == trials[1].id:
+        message = "is the very classifier that losses see; choose another network or seed"
+        raise sweep.problem(("stages", "heldout_classifier"), message)
     encoders = list(builder.end_to_end())
     trials += encoders + list(builder.universal(encoders))
     return list({trial.id: trial for trial in trials}.values())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from urc_sweep.errors import StoreError
 from urc_sweep.plan.trials import Trial
 from urc_sweep.run.schedule import Pack, Schedule
 from urc_sweep.store.commits import Store
@@ -39,6 +40,7 @@ class Conductor:
         self.stopping: str | None = None
         self.lock = threading.RLock()
         self.changes = 0
+        self.error: Exception | None = None
 
     def suggest(self, handle: str) -> dict[str, Any] | str | None:
         """Return the next pack's config, ``FINISHED``, or ``None`` while everything left waits for live packs."""
@@ -60,7 +62,9 @@ class Conductor:
     def on_result(self, handle: str, result: dict[str, Any]) -> None:
         """Note a worker's message."""
         with self.lock:
-            if result.get("event") == "epoch":
+            if result.get("event") == "environment":
+                self.stop(str(result["reason"]))
+            elif result.get("event") == "epoch":
                 self.epochs[result["trial"]] = (int(result["epoch"]), float(result["seconds"]))
             elif handle in self.packs:
                 self._read(self.packs[handle])
@@ -72,12 +76,10 @@ class Conductor:
             if pack is None:
                 return
             self._read(pack)
-            for trial_id in self.schedule.end(pack, crashed):
-                trial = self.schedule.trials[trial_id]
-                self.record_lost(trial, self.schedule.attempts[trial_id], "its worker process died repeatedly")
-                self.projection.forget(trial_id)
-                self.schedule.fail(trial_id, "failed")
-                self.on_event("failed", trial)
+            for trial_id in self.schedule.end(pack):
+                if self.stopping:
+                    continue  # interrupted, not lost: it waits for the next launch
+                self._give_up(self.schedule.trials[trial_id])
             if crashed:
                 self.on_event("worker died", self.schedule.trials[pack.trials[0]])
             self.changes += 1
@@ -93,8 +95,30 @@ class Conductor:
         with self.lock:
             return [trial_id for pack in self.packs.values() for trial_id in pack.trials]
 
+    def _give_up(self, trial: Trial) -> None:
+        """Record that a trial's workers died too often."""
+        attempt = self.schedule.attempted[trial.id] + self.schedule.attempts[trial.id]
+        try:
+            self.record_lost(trial, attempt, "its worker process died repeatedly")
+        except (OSError, StoreError) as error:
+            self._broken(error)
+        self.projection.forget(trial.id)
+        self.schedule.fail(trial.id, "failed")
+        self.on_event("failed", trial)
+
+    def _broken(self, error: Exception) -> None:
+        """Stop at a store that cannot be read or written; an exception in an executor's callback would hang it."""
+        self.error = self.error or (error if isinstance(error, StoreError) else StoreError(f"the store: {error}"))
+        self.stop(str(error))
+
     def _read(self, pack: Pack) -> None:
         """Bring the schedule up to the commits and failures of one pack."""
+        try:
+            self._read_commits(pack)
+        except (OSError, StoreError) as error:
+            self._broken(error)
+
+    def _read_commits(self, pack: Pack) -> None:
         for trial_id in pack.trials:
             trial = self.schedule.trials[trial_id]
             if self.schedule.state[trial_id] != "running":

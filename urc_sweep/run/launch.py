@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from urc_sweep.errors import ResourceError, SpecError
+from urc_sweep.errors import ResourceError, SpecError, StoreError
 from urc_sweep.plan import registry, spec
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.spec import Sweep
@@ -31,7 +32,6 @@ from urc_sweep.store.tables import Projection, Publisher, published_source
 PUBLISH_S = 1.0
 LANES_ON_GPU = 8
 EXECUTORS = ("ray", "inline")
-LOOPBACK = ("127.", "localhost", "[::1]", "ray://127.", "ray://localhost")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,25 @@ class Options:
     offline: bool = False
     take_over: bool = False
 
+    @property
+    def source(self) -> Source:
+        """Where data sets live, as every process finds it."""
+        return Source(str(Path(self.data_root).resolve()) if self.data_root else None, self.offline)
+
+    @property
+    def absolute_plugins(self) -> tuple[str, ...]:
+        """The plugins, files among them by absolute path."""
+        return tuple(str(Path(p).resolve()) if p.endswith(".py") else p for p in self.plugins)
+
     def command(self, path: str, executor: bool = True) -> str:
         """Return the command line that does this launch again."""
         words = ["urc-sweep", "launch", path, "--store", self.store]
         words += [word for override in self.overrides for word in ("--set", override)]
         words += [word for plugin in self.plugins for word in ("--plugin", plugin)]
         words += ["--data-root", self.data_root] if self.data_root else []
+        words += ["--offline"] if self.offline else []
         words += ["--executor", self.executor] if executor and self.executor != "ray" else []
+        words += ["--max-concurrent", str(self.max_concurrent)] if executor and self.max_concurrent else []
         words += ["--address", self.address] if executor and self.address else []
         return shlex.join(words)
 
@@ -93,9 +105,9 @@ class Launch:
 
     def schedule(self, lanes: Callable[[str], int] = lambda stage: 1) -> Schedule:
         """Return the schedule as commits and failures leave it."""
-        trained = [t.id for t in self.trials if self.store.committed(t.id)]
-        done = [t.id for t in self.trials if t.id in set(trained) and self.store.committed(t.evaluation_id)]
-        failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in set(done)}
+        trained = {t.id for t in self.trials if self.store.committed(t.id)}
+        done = {t.id for t in self.trials if t.id in trained and self.store.committed(t.evaluation_id)}
+        failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in done}
         failed = {trial_id: f[-1]["status"] for trial_id, f in failures.items() if f and f[-1]["final"]}
         attempted = {trial_id: f[-1]["attempt"] for trial_id, f in failures.items() if f}
         return Schedule(self.trials, trained=trained, done=done, failed=failed, attempted=attempted, lanes=lanes)
@@ -106,8 +118,8 @@ class Launch:
     @property
     def exit_code(self) -> int:
         states = set(self._statuses().values())
-        if self.stopped is not None and "waiting" in states:
-            return 130
+        if "waiting" in states:
+            return 130 if self.stopped is not None else 1
         return 3 if states & {*FAILED, "skipped"} else 0
 
     # -- doing it ------------------------------------------------------------------------------------------------
@@ -117,7 +129,7 @@ class Launch:
         name = self.sweep.name
         if not self.missing and self._is_published():
             return self.exit_code
-        source = Source(self.options.data_root, self.options.offline)
+        source = self.options.source
         if self.missing:
             source.require(self.sweep.dataset.name)
             if source.missing(self.sweep.dataset.name):
@@ -134,9 +146,11 @@ class Launch:
             if self.missing:
                 self._execute(projection, publisher, source, lease)
             digest = projection.source()
-            publisher.publish(stopped=self.stopped is not None, source=digest)
+            publisher.publish(stopped=self.stopped is not None)
             if self.write_report is not None:
                 self.write_report(self.store, name, digest)
+            # The table that names its source comes last: it says that all the rest is up to date.
+            publisher.publish(stopped=self.stopped is not None, source=digest)
         return self.exit_code
 
     def _is_published(self) -> bool:
@@ -170,9 +184,9 @@ class Launch:
         self.store.layout.stop(name).unlink(missing_ok=True)
 
         def job(use_gpu: bool) -> Job:
-            root = str(self.store.root.resolve())
+            root = str(self.store.root.resolve())  # workers have another working directory
             seconds = self.sweep.resources.checkpoint_minutes * 60
-            return Job(root, name, source, self.options.plugins, seconds, use_gpu, git_sha())
+            return Job(root, name, source, self.options.absolute_plugins, seconds, use_gpu, git_sha())
 
         def lost(trial: Trial, attempt: int, message: str) -> None:
             fail(
@@ -195,7 +209,7 @@ class Launch:
 
                 self.conductor = conduct(1)
                 stack.enter_context(self._attended(publisher, lease))
-                inline.run(self.conductor, job(use_gpu=True))
+                inline.run(self.conductor, job(use_gpu=self.sweep.resources.gpus != 0))
             else:
                 from urc_sweep.run import ray_tune
 
@@ -206,32 +220,42 @@ class Launch:
                 stack.enter_context(self._attended(publisher, lease))
                 ray_tune.run(self.conductor, job(use_gpu), cluster, resources, self.options.max_concurrent)
         self.stopped = self.conductor.stopping
+        if lease.lost.is_set():
+            raise StoreError(f"{self.store.root}: {self.stopped}")
+        if self.conductor.error is not None:
+            raise self.conductor.error
 
     @contextlib.contextmanager
     def _attended(self, publisher: Publisher, lease: Lease) -> Iterator[None]:
         """Publish once a second, and turn Ctrl-C, SIGTERM, the stop file or a lost lease into a drain."""
         conductor, stop_file = self.conductor, self.store.layout.stop(self.sweep.name)
         end = threading.Event()
+        signals: list[int] = []
 
         def attend() -> None:
             seen = -1
             while not end.wait(PUBLISH_S):
                 if lease.lost.is_set():
                     conductor.stop("another launch took the store's lease over")
-                if stop_file.exists():
-                    conductor.stop("asked to by `urc-sweep stop`")
-                if conductor.stopping and not stop_file.exists():
-                    self.store.replace(stop_file, conductor.stopping.encode())
-                if conductor.changes != seen:
-                    seen = conductor.changes
-                    with conductor.lock:
-                        publisher.publish(conductor.running())
+                    continue  # tables and stop file are the new holder's
+                if signals:
+                    conductor.stop(f"{signal.Signals(signals[0]).name}; once more kills")
+                try:
+                    if stop_file.exists():
+                        conductor.stop("asked to by `urc-sweep stop`")
+                    elif conductor.stopping:
+                        stop_file.write_text(conductor.stopping)  # tells the workers
+                    if conductor.changes != seen:
+                        seen = conductor.changes
+                        with conductor.lock:
+                            publisher.publish(conductor.running())
+                except (OSError, StoreError) as error:
+                    conductor.stop(f"the store cannot be written: {error}")
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if conductor.stopping:
+            signals.append(number)  # the thread does the rest: a handler may interrupt anything
+            if len(signals) > 1:
                 raise KeyboardInterrupt
-            conductor.stop(f"{signal.Signals(number).name}; once more kills")
-            self.store.replace(stop_file, b"signal")
 
         thread = threading.Thread(target=attend, name="attend", daemon=True)
         thread.start()
@@ -246,14 +270,16 @@ class Launch:
                 signal.signal(number, handler)
             end.set()
             thread.join()
-            stop_file.unlink(missing_ok=True)
+            if not lease.lost.is_set():
+                stop_file.unlink(missing_ok=True)
 
 
 def check_address(address: str) -> None:
     """Raise ``ResourceError`` for a cluster that is not there, or or on a network without a token."""
-    if not address.startswith(LOOPBACK) and os.environ.get("RAY_AUTH_MODE") != "token":
-        raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    loopback = host in ("localhost", "[::1]", "") or re.fullmatch(r"127(\.\d+){3}", host)
+    if not loopback and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ResourceError(f"--address {address}: refusing a cluster on the network without RAY_AUTH_MODE=token")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
@@ -268,8 +294,8 @@ def plan(path: str, options: Options) -> tuple[Sweep, list[Trial]]:
     if pinned_data(sweep) is None:
         from urc_sweep.learn import data
 
-        source = Source(options.data_root, options.offline)
-        data_sha256 = data.load(sweep.dataset.name, spec.parameters_of("dataset", sweep.dataset), source).sha256
+        parameters = spec.parameters_of("dataset", sweep.dataset)
+        data_sha256 = data.load(sweep.dataset.name, parameters, options.source).sha256
     return sweep, expand(sweep, data_sha256)
 
 
@@ -284,6 +310,7 @@ def reopen(store: Store, name: str) -> int:
     projection = Projection(store, name)
     failed = [trial for trial in projection.trials if projection.final_failure(trial.id)]
     for trial in failed:
+        store.drop_checkpoint(trial.id)  # it may be what failed
         last = store.failures(trial.id)[-1]
         fail(
             store,

@@ -87,23 +87,26 @@ class Schedule:
         if self.state[trial_id] == "done":
             return
         self.state[trial_id] = status
+        if trial_id in self.trained:
+            return  # only its evaluation failed: dependents need the training
         for dependent in self.dependents[trial_id]:
             if self.state[dependent] == "waiting":
                 self.fail(dependent, "skipped")
 
-    def end(self, pack: Pack, crashed: bool) -> list[str]:
-        """Take a pack back. Trials it left unfinished wait again, after a crash alone; return those out of attempts."""
+    def end(self, pack: Pack) -> list[str]:
+        """Take a pack back. Trials it left unfinished wait again, each alone; return those out of attempts."""
         self.live.pop(pack.number, None)
         given_up = []
         for trial_id in pack.trials:
             if self.state[trial_id] != "running":
                 continue
             self.state[trial_id] = "waiting"
-            if crashed:
-                self.alone.add(trial_id)
+            self.alone.add(trial_id)  # a crash, or too little memory for the pack
             if self.attempts[trial_id] >= MAX_ATTEMPTS:
                 given_up.append(trial_id)
-            elif any(self.state[need] in (*FAILED, "skipped") for need in self.needs[trial_id]):
+            elif any(
+                self.state[need] in (*FAILED, "skipped") and need not in self.trained for need in self.needs[trial_id]
+            ):
                 self.state[trial_id] = "skipped"
         return given_up
 

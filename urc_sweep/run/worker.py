@@ -6,7 +6,7 @@ the evaluation commit. Whoever commits second finds the name taken and discards:
 
 from __future__ import annotations
 
-import json
+import math
 import socket
 import time
 import traceback
@@ -19,6 +19,7 @@ from urc_sweep.errors import StoreError
 from urc_sweep.learn import artifacts, data, evaluate
 from urc_sweep.learn.models import channel_of
 from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
+from urc_sweep.maths.ids import content_id
 from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial, evaluation_inputs
 from urc_sweep.run.job import Job, fail, now
@@ -77,6 +78,8 @@ class Shift:
             if self.store.committed(trial.id) is not None and self.store.committed(trial.evaluation_id) is None:
                 try:
                     self.evaluate(trial)
+                except OSError:
+                    raise
                 except Exception as error:  # a plugin's metric, a damaged artifact: this trial's own fault
                     refuse(self.store, self.job, trial, self.attempts[trial.id], error, self.emit)
 
@@ -88,6 +91,8 @@ class Shift:
             record = self.store.committed(trial_id)
             if record is None:
                 raise StoreError(f"trial {trial_id[:12]} is not committed, but its {role} is needed")
+            if record["data_sha256"] != self.data.sha256:
+                raise StoreError(f"trial {trial_id[:12]} was trained on other data than is here")
             # A universal trial's encoder is its parent's artifact: the same hash, the same file.
             sha256 = record["artifacts"].get(role) or record["used"][role]
             stored = self.store.get(sha256, NETWORK)  # checks the bytes against the hash
@@ -173,6 +178,8 @@ class Shift:
         """Compute and commit the metrics of a committed trial, and its sample images."""
         record: Record = {"kind": "evaluation", "id": trial.evaluation_id, "trial_id": trial.id, "evaluated_at": now()}
         record["inputs"] = evaluation_inputs(trial.id, trial.stage, trial.evaluators)
+        if content_id("evaluation", record["inputs"]) != trial.evaluation_id:
+            raise StoreError("this worker knows other metrics than the launch planned; are its plugins the same?")
         if trial.stage == "classifier":
             networks = {"classifier": self.network(trial.id, "classifier")[0]}
             record["metrics"] = evaluate.evaluate(trial, self.data, networks, None)
@@ -200,6 +207,8 @@ def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...]
         Shift(job, trials, numbers, emit).run()
     except Interrupted:
         emit({"event": "interrupted"})
+    except OSError as error:  # a full disk, a lost mount: no trial's fault; the launch stops and can be resumed
+        emit({"event": "environment", "reason": f"{type(error).__name__}: {error}"})
     except Exception as error:  # what one pack cannot do must not stop the others
         for trial in trials:
             if store.committed(trial.id) is None:
@@ -219,4 +228,4 @@ def _role(need: str) -> str:
 
 
 def _finite(value: float) -> float | None:
-    return json.loads(json.dumps(value)) if abs(value) < float("inf") else None
+    return value if math.isfinite(value) else None

@@ -42,7 +42,7 @@ def write(store: Store, sweep: str, path: Path, source: str) -> None:
     text = spec.read_text(errors="replace") if spec.is_file() else ""
     root = shlex.quote(str(store.root))
     commands = [
-        f"urc-sweep launch {shlex.quote(str(spec))} --store {root}",
+        str(store.generation(sweep).get("command", "")),
         f"urc-sweep report {shlex.quote(sweep)} --store {root}",
     ]
     page = render(trials, curves, sweep, source, commands, text, lambda sha256: store.get(sha256, ".png"))

@@ -202,14 +202,15 @@ def ending(launch: Launch) -> None:
 def status(store: Store, name: str, as_json: bool) -> None:
     """Print a sweep's trials by stage and status."""
     from urc_sweep.store.lease import holder_of
+    from urc_sweep.store.query import published_running
 
     projection = Projection(store, name)
-    statuses = projection.statuses()
+    live = (holder_of(store) or {}).get("sweep") == name
+    statuses = projection.statuses(published_running(store, name) if live else ())
     counts: dict[str, dict[str, int]] = {}
     for trial in projection.trials:
         row = counts.setdefault(trial.stage, {})
         row[statuses[trial.id]] = row.get(statuses[trial.id], 0) + 1
-    live = (holder_of(store) or {}).get("sweep") == name
     if as_json:
         print(json.dumps({"sweep": name, "running": live, "stages": counts}))
     else:

@@ -96,10 +96,14 @@ class Store:
         """Write and fsync ``data`` under a private name and return it."""
         private = self.layout.private()
         private.parent.mkdir(parents=True, exist_ok=True)
-        with open(private, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(private, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            private.unlink(missing_ok=True)  # on a full disk every retry would leave one
+            raise
         return private
 
     # -- commits and failures ------------------------------------------------------------------------------------

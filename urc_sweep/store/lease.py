@@ -15,7 +15,7 @@ from typing import Any
 from urc_sweep.errors import StoreError
 from urc_sweep.store.commits import Store
 
-HEARTBEAT_S, WATCH_S, EXPIRY_S = 2.0, 4.5, 60.0
+HEARTBEAT_S, EXPIRY_S = 2.0, 60.0
 
 
 class Lease:

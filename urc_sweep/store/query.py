@@ -89,3 +89,9 @@ def _isoformat(value: object) -> str:
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no JSON form; cast it to text")
+
+
+def published_running(store: Store, sweep: str) -> list[str]:
+    """Return the trials that a running launch last published as running: only it knows."""
+    table = trials(store, sweep)
+    return table.filter(pc.equal(table["status"], "running"))["trial_id"].to_pylist()  # type: ignore[no-any-return]

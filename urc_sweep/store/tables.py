@@ -99,7 +99,10 @@ class Projection:
                 statuses[trial.id] = "running"
             elif final := self.final_failure(trial.id):
                 statuses[trial.id] = final["status"]
-            elif any(statuses.get(need) in ("failed", "diverged", "oom", "skipped") for need in required(trial)):
+            elif any(
+                statuses.get(need) in ("failed", "diverged", "oom", "skipped") and not self.store.committed(need)
+                for need in required(trial)
+            ):
                 statuses[trial.id] = "skipped"
             else:
                 statuses[trial.id] = "stopped" if stopped else "pending"
