@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from urc_sweep.errors import SpecError
 from urc_sweep.plan import registry, spec, trials
 from urc_sweep.plan.trials import Trial, expand
 
@@ -246,9 +247,9 @@ def test_sweeps_share_the_trials_that_they_have_in_common():
     assert (kinds.count("classifier"), kinds.count("end_to_end"), kinds.count("universal")) == (2, 6, 6)
 
 
-def test_two_classifiers_that_are_one():
-    same = plan(TINY, "stages.heldout_classifier={network: paper, seed: 0}")
-    assert [trial.stage for trial in same] == ["classifier", "end_to_end", "universal"]
+def test_a_held_out_judge_that_losses_see_is_refused():
+    with pytest.raises(SpecError, match=r"stages\.heldout_classifier: is the very classifier that losses see"):
+        plan(TINY, "stages.heldout_classifier={network: paper, seed: 0}")
 
 
 def test_a_trial_survives_json():
