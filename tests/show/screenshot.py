@@ -16,7 +16,7 @@ def main(report: str, picture: str, chromium: str = "/usr/bin/chromium") -> None
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1180, "height": 1020}, device_scale_factor=1.5)
         page.goto(Path(report).resolve().as_uri())
-        page.wait_for_selector(".plotly .point, .plotly .points")
+        page.wait_for_selector(".plotly path.point")
         page.evaluate("window.scrollTo(0, document.querySelector('h2').offsetTop - 24)")
         page.wait_for_timeout(800)
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
