@@ -315,3 +315,23 @@ def test_plan_and_status_as_json(finished) -> None:
     assert [entry["stage"] for entry in planned].count("universal") == 5
     status = json.loads(run("status", "--json", "--store", str(root)).stdout)
     assert status["stages"]["end_to_end"] == {"done": 5}
+
+
+def test_a_pack_must_fit_on_one_node() -> None:
+    from urc_sweep.errors import ResourceError
+    from urc_sweep.plan.spec import Resources
+    from urc_sweep.run.ray_tune import Cluster
+
+    two = Cluster(((4.0, 0.0), (4.0, 2.0)))
+    assert two.slots(Resources(cpus=3, gpus=0)) == 2
+    assert two.slots(Resources(cpus=1)) == 2, "with auto a pack takes a GPU where there are any"
+    assert two.slots(Resources(cpus=1, gpus=0.5)) == 4
+    with pytest.raises(ResourceError, match="needs 8 CPUs and 0 GPUs on one node; nodes have 4 and 0, 4 and 2"):
+        two.slots(Resources(cpus=8, gpus=0))
+
+
+def test_a_sweep_that_fits_nowhere_is_one_line(tmp_path, sweep_file) -> None:
+    path, root = sweep_file(small_sweep().replace("checkpoint_minutes: 0", "cpus: 999")), tmp_path / "store"
+    result = run("launch", path, "--store", str(root), "-q", check=5)
+    assert "a pack needs 999 CPUs" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -42,6 +42,7 @@ def write(folder: Path, rows: list[dict[str, Any]], source: str = "abc", curve: 
     curves = curve_table(rows[0]["trial_id"], curve) if curve and rows else CURVES.empty_table()
     store.replace(store.layout.curves("s") / "part-00000.parquet", to_bytes(curves))
     store.replace(store.layout.spec("s"), b"name: s  # " + EVIL.encode())
+    store.save_generation("s", {"launched_at": "", "trials": [], "command": f"urc-sweep launch {EVIL}"})
     report.write(store, "s", folder / "report.html", source)
     text = (folder / "report.html").read_text()
     assert text.count(get_plotlyjs()) == 1

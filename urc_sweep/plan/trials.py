@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Trial:
     def rate(self) -> spec.Rate | None:
         return spec.Rate(**self.config["rate"]) if "rate" in self.config else None
 
-    @property
+    @functools.cached_property
     def pack_key(self) -> str:
         """What trials must share to be trained side by side: all but the weights."""
         shared = {key: value for key, value in self.config.items() if key != "objective"}

@@ -32,25 +32,24 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster offers to packs."""
+    """What the cluster offers to packs: CPUs and GPUs node by node, since a pack lives on one."""
 
-    cpus: int
-    gpus: float
+    nodes: tuple[tuple[float, float], ...]
 
     def slots(self, resources: Resources) -> int:
-        """Return how many packs fit at once."""
-        by_cpu = int(self.cpus // resources.cpus)
+        """Return how many packs fit at once; ``ResourceError`` if no node can hold one."""
         gpus = self.gpus_of(resources)
-        slots = min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
+        slots = sum(int(min(c // resources.cpus, g / gpus if gpus else c // resources.cpus)) for c, g in self.nodes)
         if slots < 1:
-            raise ResourceError(
-                f"a pack needs {resources.cpus} CPUs and {gpus:g} GPUs; the cluster has {self.cpus} and {self.gpus:g}"
-            )
+            have = ", ".join(f"{c:g} and {g:g}" for c, g in self.nodes)
+            raise ResourceError(f"a pack needs {resources.cpus} CPUs and {gpus:g} GPUs on one node; nodes have {have}")
         return slots
 
     def gpus_of(self, resources: Resources) -> float:
         """Return the GPUs of one pack: with ``auto`` one where there are any."""
-        return (1.0 if self.gpus else 0.0) if resources.gpus == "auto" else float(resources.gpus)
+        if resources.gpus == "auto":
+            return 1.0 if any(gpus for _, gpus in self.nodes) else 0.0
+        return float(resources.gpus)
 
 
 @contextmanager
@@ -77,8 +76,8 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         shutil.rmtree(scratch, ignore_errors=True)
         raise ResourceError(f"Ray: no cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
     try:
-        have = ray.cluster_resources()
-        yield Cluster(int(have.get("CPU", 0)), float(have.get("GPU", 0)))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ class Layout:
     @property
     def lease(self) -> Path:
         return self.root / "lease.json"
+
+    def lease_claim(self, token: str, number: int) -> Path:
+        """Return the name of a claim to the lease of a dead holder."""
+        return self.root / "tmp" / f"claim-{hashlib.sha256(token.encode()).hexdigest()[:32]}-{number}"
 
     @property
     def commits(self) -> Path:

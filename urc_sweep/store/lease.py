@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 from urc_sweep.errors import StoreError
 from urc_sweep.store.commits import Store
 
-HEARTBEAT_S, EXPIRY_S = 2.0, 60.0
+HEARTBEAT_S, EXPIRY_S, SETTLE_S = 2.0, 60.0, 0.02
 
 
 class Lease:
@@ -30,22 +31,15 @@ class Lease:
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        # A few rounds: a lease may be released, or its finder overtaken, while we look.
-        for _ in range(5):
-            if self.store.link(self.path, self._bytes()):
-                break
-            holder = _read(self.path)
-            if holder is None and self.path.exists() and not self.take_over:
-                raise StoreError(f"{self.path}: damaged; --take-over replaces it if no launch is running")
-            if holder is not None or self.take_over:
-                holder = holder or {}
-                if not (self.take_over or self._dead(holder)):
-                    raise StoreError(_held(self.store.root, holder))
-                self._remove(holder)
-        else:
-            raise StoreError(f"{self.store.root}: the lease changes hands too fast; try again")
-        self._heart.start()
-        return self
+        # A few rounds: a lease may be released, or taken by somebody else, while we look.
+        for _ in range(20):
+            if self.store.link(self.path, self._bytes()) or self._succeed(_read(self.path)):
+                self._heart.start()
+                return self
+            time.sleep(SETTLE_S)
+        if self.path.exists() and _read(self.path) is None:
+            raise StoreError(f"{self.path}: damaged; --take-over replaces it if no launch is running")
+        raise StoreError(f"{self.store.root}: the lease changes hands too fast; try again")
 
     def __exit__(self, *exception: object) -> None:
         self._end.set()
@@ -68,18 +62,28 @@ class Lease:
                 raise StoreError(_held(self.store.root, holder))
         return True
 
-    def _remove(self, holder: dict[str, Any]) -> None:
-        """Take a dead lease away; if somebody was faster and it is theirs that was taken, put it back."""
-        aside = self.store.layout.private()
-        try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
-            return
-        taken = _read(aside)
-        if taken is not None and taken.get("token") != holder.get("token"):
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self.path)
-        aside.unlink(missing_ok=True)
+    def _succeed(self, holder: dict[str, Any] | None) -> bool:
+        """Replace a dead lease by ours. Who may do so is decided by link(2) on a claim named after the dead one."""
+        if self.take_over:
+            self.store.replace(self.path, self._bytes())
+            return True
+        if holder is None:
+            return False
+        if not self._dead(holder):
+            raise StoreError(_held(self.store.root, holder))
+        for number in itertools.count():
+            claim = self.store.layout.lease_claim(str(holder.get("token")), number)
+            if self.store.link(claim, self._bytes()):
+                # Only now: while we hold the claim nobody else replaces this very lease.
+                mine = (_read(self.path) or {}).get("token") == holder.get("token")
+                if mine:
+                    self.store.replace(self.path, self._bytes())
+                claim.unlink(missing_ok=True)
+                return mine
+            claimant = _read(claim)
+            if claimant is None or not self._dead(claimant):
+                return False  # somebody is replacing it now; look again
+        raise AssertionError("claims are tried until one is free")
 
     def _beat(self) -> None:
         while not self._end.wait(HEARTBEAT_S):
