@@ -89,7 +89,7 @@ class Conductor:
         with self.lock:
             if self.stopping is None:
                 self.stopping = reason
-                self.on_event(f"stopping: {reason}", None)
+                self.on_event(f"stopping ({reason}): workers checkpoint and leave; Ctrl-C again kills", None)
 
     def running(self) -> list[str]:
         with self.lock:

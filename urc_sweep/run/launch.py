@@ -239,7 +239,7 @@ class Launch:
                     conductor.stop("another launch took the store's lease over")
                     continue  # tables and stop file are the new holder's
                 if signals:
-                    conductor.stop(f"{signal.Signals(signals[0]).name}; once more kills")
+                    conductor.stop(signal.Signals(signals[0]).name)
                 try:
                     if stop_file.exists():
                         conductor.stop("asked to by `urc-sweep stop`")
