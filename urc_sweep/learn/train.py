@@ -25,7 +25,7 @@ from urc_sweep.maths.streams import FIXED_SEED, stream
 from urc_sweep.plan.trials import Trial
 
 EVALUATION_BATCH = 500
-# Readings of the validation split along a training; each costs about half a step per training batch it replaces.
+# At most so many readings of the validation split along a training, so that long ones do not pay for more.
 VALIDATIONS = 10
 
 CurvePoint = tuple[int, str, str, float, float]  # epoch, split, metric, value, wall_s

@@ -52,6 +52,11 @@ class Trial:
         return needs
 
     @property
+    def required(self) -> list[str]:
+        """Ids of all trials that must be committed before this one can be trained and evaluated."""
+        return list(dict.fromkeys([*self.needs.values(), *self.evaluators.values()]))
+
+    @property
     def weights(self) -> dict[str, float]:
         """The objective's weights by term (lambda_d, lambda_c ... of the paper)."""
         return {term: entry["weight"] for term, entry in self.config.get("objective", {}).items()}

@@ -100,7 +100,7 @@ class Launch:
     @property
     def missing(self) -> list[Trial]:
         """Trials without a commit, a final failure, or something failed that they need."""
-        statuses = self._statuses()
+        statuses = self.schedule().state
         return [trial for trial in self.trials if statuses[trial.id] == "waiting"]
 
     def schedule(self, lanes: Callable[[str], int] = lambda stage: 1) -> Schedule:
@@ -112,12 +112,9 @@ class Launch:
         attempted = {trial_id: f[-1]["attempt"] for trial_id, f in failures.items() if f}
         return Schedule(self.trials, trained=trained, done=done, failed=failed, attempted=attempted, lanes=lanes)
 
-    def _statuses(self) -> dict[str, str]:
-        return self.schedule().state
-
     @property
     def exit_code(self) -> int:
-        states = set(self._statuses().values())
+        states = set(self.schedule().state.values())
         if "waiting" in states:
             return 130 if self.stopped is not None else 1
         return 3 if states & {*FAILED, "skipped"} else 0
@@ -127,10 +124,11 @@ class Launch:
     def run(self) -> int:
         """Run what is missing and bring tables and report up to date; return the exit code."""
         name = self.sweep.name
-        if not self.missing and self._is_published():
+        missing = self.missing
+        if not missing and self._is_published():
             return self.exit_code
         source = self.options.source
-        if self.missing:
+        if missing:
             source.require(self.sweep.dataset.name)
             if source.missing(self.sweep.dataset.name):
                 from urc_sweep.learn import data
@@ -143,7 +141,7 @@ class Launch:
             projection = Projection(self.store, name)
             publisher = Publisher(projection)
             publisher.publish()
-            if self.missing:
+            if self.missing:  # read again: another launch may have done it while we waited
                 self._execute(projection, publisher, source, lease)
             digest = projection.source()
             publisher.publish(stopped=self.stopped is not None)

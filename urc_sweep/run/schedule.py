@@ -39,7 +39,7 @@ class Schedule:
     ) -> None:
         self.trials = {trial.id: trial for trial in trials}
         self.lanes = lanes
-        self.needs = {trial.id: set(trial.needs.values()) | set(trial.evaluators.values()) for trial in trials}
+        self.needs = {trial.id: set(trial.required) for trial in trials}
         self.dependents: dict[str, list[str]] = {trial.id: [] for trial in trials}
         for trial_id, needs in self.needs.items():
             for need in needs:

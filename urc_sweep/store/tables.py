@@ -101,7 +101,7 @@ class Projection:
                 statuses[trial.id] = final["status"]
             elif any(
                 statuses.get(need) in ("failed", "diverged", "oom", "skipped") and not self.store.committed(need)
-                for need in required(trial)
+                for need in trial.required
             ):
                 statuses[trial.id] = "skipped"
             else:
@@ -245,11 +245,6 @@ class Publisher:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
-
-
-def required(trial: Trial) -> list[str]:
-    """Return the ids of all trials that must be committed before this one can be trained and evaluated."""
-    return list(dict.fromkeys([*trial.needs.values(), *trial.evaluators.values()]))
 
 
 def curve_table(trial_id: str, points: Sequence[Sequence[Any]]) -> pa.Table:

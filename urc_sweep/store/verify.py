@@ -15,7 +15,7 @@ from urc_sweep.plan.trials import trial_id
 from urc_sweep.store import query
 from urc_sweep.store.commits import Record, Store
 from urc_sweep.store.lease import holder_of
-from urc_sweep.store.tables import Projection, published_source, required
+from urc_sweep.store.tables import Projection, published_source
 
 SUFFIX = {"encoder": ".safetensors", "decoder": ".safetensors", "classifier": ".safetensors"}
 
@@ -110,7 +110,7 @@ def _check_tables(store: Store, name: str) -> Iterator[str]:
             if record["trial_id"] != trial.id:
                 yield f"{store.layout.failure(trial.id, record['attempt'])}: is of trial {record['trial_id'][:12]}"
     for trial in projection.trials:
-        for need in required(trial):
+        for need in trial.required:
             if need not in projection.by_id:
                 yield f"sweep {name}: trial {trial.id[:12]} needs {need[:12]}, which is not planned (invariant 8)"
     table = query.trials(store, name)
