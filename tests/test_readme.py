@@ -60,7 +60,7 @@ def test_plugin_is_twenty_lines() -> None:
 
 def test_sweeps_show_the_templates_and_the_schema() -> None:
     templates = sorted((ROOT / "urc_sweep" / "plan" / "templates").glob("*.yaml"))
-    assert [path.name for path in templates] == ["quickstart.yaml", "rdc.yaml"]
+    assert [path.name for path in templates] == ["quickstart.yaml", "rdc.yaml", "rdp.yaml", "rdpc.yaml"]
     for template in templates:
         assert (ROOT / "sweeps" / template.name).read_text() == template.read_text()
     schema = subprocess.run([sys.executable, "-m", "urc_sweep", "schema"], capture_output=True, text=True, check=True)

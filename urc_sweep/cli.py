@@ -57,7 +57,7 @@ def _newest(store, name: str | None) -> str:  # type: ignore[no-untyped-def]
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="the file to write")] = Path("sweep.yaml"),
-    template: Annotated[str, typer.Option(help="quickstart or rdc")] = "quickstart",
+    template: Annotated[str, typer.Option(help="quickstart, rdc, rdp or rdpc")] = "quickstart",
 ) -> None:
     """Write a commented sweep file, and its JSON schema beside it for the editor."""
     templates = {entry.stem: entry for entry in (Path(__file__).parent / "plan" / "templates").glob("*.yaml")}
@@ -191,12 +191,32 @@ def frontier(sweep: SweepName = None, store: StoreOption = "results") -> None:
 
 
 @app.command()
-def penalty(sweep: SweepName = None, store: StoreOption = "results") -> None:
-    """Print what universality costs: universal against end-to-end at matched cross-entropy, paired by seed."""
-    from urc_sweep.show import facts, terminal
+def penalty(
+    sweep: SweepName = None,
+    store: StoreOption = "results",
+    at: Annotated[str, typer.Option(help="what is matched: cross_entropy, accuracy, sliced_w2 ...")] = "cross_entropy",
+) -> None:
+    """Print what universality costs: universal against end-to-end at a matched constraint, paired by seed."""
+    from urc_sweep.show import facts, gaps, terminal
 
     opened = _open(store)
-    terminal.penalty(facts.load(opened, _newest(opened, sweep)))
+    name = _newest(opened, sweep)
+    frame = facts.load(opened, name)
+    if reason := gaps.obstacle(frame, at):
+        raise SpecError(f"sweep {name!r}: {reason}")
+    terminal.penalty(frame, at)
+
+
+Compared = Annotated[str, typer.Argument(help="a sweep of the store, or STORE:SWEEP", show_default=False)]
+
+
+@app.command()
+def compare(a: Compared, b: Compared, store: StoreOption = "results") -> None:
+    """Print how two sweeps' configurations differ, and the differences b - a of what they share, paired by seed."""
+    from urc_sweep.show import facts, terminal
+
+    named = [(_open(place or store), name) for place, _, name in (a.rpartition(":"), b.rpartition(":"))]
+    terminal.compare(*(facts.load(opened, _newest(opened, name)) for opened, name in named))
 
 
 @app.command()

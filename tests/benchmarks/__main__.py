@@ -16,8 +16,9 @@ from torch import nn
 
 from urc_sweep.learn import data, models, train
 from urc_sweep.plan import registry, spec
+from urc_sweep.plan.expand import expand
 from urc_sweep.plan.source import Source
-from urc_sweep.plan.trials import Trial, expand
+from urc_sweep.plan.trials import Trial
 
 ROUNDS, STEPS = 7, 10
 SWEEP = """
@@ -51,15 +52,16 @@ def plain_last_layer(one: train.CompressorLane) -> None:
 
 def unfused(one: train.CompressorLane, fused: bool = False) -> None:
     parameters = [p for module in one.modules.values() for p in module.parameters()]
-    one.optimizer = torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.9), fused=fused)
+    one.optimizers["adam"] = torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.9), fused=fused)
 
 
 def step_ms(one: train.CompressorLane) -> float:
     """Return milliseconds per training step of 64 images."""
-    x, s, u = one.data.train.pixels(slice(0, 64)), one.data.train.labels[:64], torch.zeros(64, 3)
+    labels = {"digit": one.data.train.labels[:64]}
+    inputs = train.Inputs(one.data.train.pixels(slice(0, 64)), labels, u=torch.zeros(64, 3))
     began = time.perf_counter()
     for _ in range(STEPS):
-        one.step(x, s, u, None)
+        one.step(inputs)
     return (time.perf_counter() - began) / STEPS * 1e3
 
 

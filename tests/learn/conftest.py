@@ -9,6 +9,7 @@ from tests.conftest import small_sweep
 from urc_sweep.learn import artifacts, data
 from urc_sweep.learn.train import train_pack
 from urc_sweep.plan import spec, trials
+from urc_sweep.plan.expand import expand
 from urc_sweep.plan.source import Source
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ def digits() -> data.Data:
 
 
 def plan(text: str | None = None, **settings) -> list[trials.Trial]:
-    return trials.expand(spec.parse(small_sweep(**settings) if text is None else text))
+    return expand(spec.parse(small_sweep(**settings) if text is None else text))
 
 
 def of_stage(planned: list[trials.Trial], stage: str) -> list[trials.Trial]:

@@ -47,7 +47,7 @@ def test_identity_gradient_passes_everything() -> None:
 
 
 def test_subtractive_dither_makes_the_error_uniform_and_independent_of_the_code() -> None:
-    channel = Channel(dim=1, levels=4)
+    channel = Channel(((1, 4),))
     u = channel.dither(0, "dither", 20_000)
     for value in (-1.0, -0.37, 0.2, 1.0):
         error = quantize(value + u, 4) - u - value

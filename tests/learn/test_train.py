@@ -131,7 +131,7 @@ def test_a_lane_that_has_just_diverged_is_checkpointed_with_its_mates(digits, cl
             should_stop=lambda: next(calls) == 24,
         )
     states = {trial_id: json.loads(json.dumps(state, allow_nan=False)) for trial_id, (_, state) in kept.items()}
-    assert states[trials[1].id]["sums"]["loss"] is None
+    assert states[trials[1].id]["sums"]["loss"][0] is None
     resume = {trial_id: artifacts.thaw(tensors, states[trial_id]) for trial_id, (tensors, _) in kept.items()}
     ended = train_pack(trials, digits, {"classifier": classifier}, CPU, resume=resume)
     assert [outcome.status for outcome in ended] == ["trained", "diverged"]
@@ -142,8 +142,8 @@ class Poison(CompressorLane):
 
     how = "nan"
 
-    def losses(self, x, s, u, code):
-        values = super().losses(x, s, u, code)
+    def losses(self, inputs):
+        values = super().losses(inputs)
         if self.epoch * 17 + self.step_index == 20 and self.trial.weights["classification"] == 0.01:
             if self.how != "nan":
                 raise {"error": ValueError, "oom": MemoryError}[self.how]("the twentieth step")
@@ -185,7 +185,8 @@ def test_the_objective_is_the_weighted_sum_and_weight_zero_gives_no_gradient(cla
 
 @pytest.mark.parametrize("component", registry.of_kind("term"), ids=lambda component: component.name)
 def test_every_term_is_a_finite_scalar_that_reaches_the_reconstruction(component, classifier) -> None:
-    term: Term = component.load()({"classifier": classifier})
+    critic = registry.find("model", "paper").load()(2, (1, 28, 28), width=0.1).critic()
+    term: Term = component.load()({"classifier": classifier, "critic": critic})
     x_hat = torch.rand((4, 1, 28, 28), generator=torch.Generator().manual_seed(1)).requires_grad_()
     value = term(Batch(torch.zeros_like(x_hat), torch.arange(4), x_hat))
     assert value.ndim == 0

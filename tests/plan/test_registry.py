@@ -18,8 +18,9 @@ import urc_sweep
 from tests.plan.test_trials import TINY
 from urc_sweep.errors import SpecError
 from urc_sweep.plan import registry, spec
+from urc_sweep.plan.expand import expand
 from urc_sweep.plan.registry import Component
-from urc_sweep.plan.trials import expand, metrics_of
+from urc_sweep.plan.trials import Trial, metrics_of
 
 PACKAGE = Path(urc_sweep.__file__).parent
 TEMPLATES = sorted((PACKAGE / "plan" / "templates").glob("*.yaml"))
@@ -111,7 +112,7 @@ def test_every_component_says_what_it_is(key):
     assert isinstance(entry.version, int)
     assert entry.version >= 1
     assert entry.identity == {"name": key[1], "version": entry.version}, "no source hash: its version speaks for it"
-    if entry.kind == "dataset":
+    if entry.kind == "dataset" and "location" not in entry.facts:  # that of a folder only its bytes can tell
         assert {"image", "classes", "train", "validation", "test", "sha256"} <= entry.facts.keys()
     if entry.kind == "term":
         assert entry.facts["symbol"].startswith("lambda_")
@@ -128,18 +129,28 @@ def test_names_are_listed_and_others_refused(kind):
 
 def test_planning_reads_names_without_importing_the_learning_room():
     code = (
-        "import sys; from urc_sweep.plan import registry, spec; from urc_sweep.plan.trials import expand;"
+        "import sys; from urc_sweep.plan import registry, spec; from urc_sweep.plan.expand import expand;"
         f"print(len(expand(spec.parse({TINY!r}))), len(registry.known()), 'urc_sweep.learn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["4", str(len(registry._built_in())), "False"]
 
 
-def test_the_metrics_of_a_stage():
-    judged = {metric.name for metric in metrics_of("classifier")}
-    assert judged == {"real_classification"}
-    assert [m.name for m in metrics_of("end_to_end")] == sorted(m.name for m in metrics_of("end_to_end"))
-    assert "anchors" in {m.name for m in metrics_of("end_to_end")} - {m.name for m in metrics_of("universal")}
+def judged(stage: str, *terms: str) -> list[str]:
+    """The names of the metrics of a trial of a stage, with an objective of these terms."""
+    config = {"stage": stage, "objective": {term: {"weight": 1.0} for term in terms}}
+    return [metric.name for metric in metrics_of(Trial("", stage, config, {}, ""))]
+
+
+def test_the_metrics_of_a_trial():
+    assert judged("classifier") == ["real_classification"]
+    assert judged("joint") == ["encoder_facts"]
+    assert judged("end_to_end") == sorted(judged("end_to_end"))
+    assert set(judged("end_to_end")) - set(judged("universal")) == {"anchors"}
+    assert set(judged("universal", "distortion", "perception")) - set(judged("universal", "distortion")) == {
+        "critic_gap",
+        "fresh_critic_gap",
+    }
 
 
 # -- plugins -----------------------------------------------------------------------------------------------------------
@@ -157,8 +168,8 @@ def test_a_plugin_file_registers_its_components(tmp_path, clean):
     }
     assert stripes.load().__name__ == "stripes"
     assert registry.find("term", "total_variation").load().__name__ == "TotalVariation"
-    assert "brightness" in [metric.name for metric in metrics_of("universal")]
-    assert "brightness" not in [metric.name for metric in metrics_of("end_to_end")]
+    assert "brightness" in judged("universal")
+    assert "brightness" not in judged("end_to_end")
     assert "stripes" in spec.json_schema()["properties"]["dataset"]["properties"]["name"]["enum"]
     registry.load_plugins((str(tmp_path / "mine.py"),))  # once more is no error
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from urc_sweep.errors import SpecError
 from urc_sweep.plan import document, spec
-from urc_sweep.plan.trials import expand
+from urc_sweep.plan.expand import expand
 
 WRONG = sorted((Path(__file__).parent / "wrong").glob("*.yaml"))
 SHORT = """\
@@ -78,7 +78,7 @@ def test_a_grid_of_a_million_million_is_counted_not_expanded():
 def test_chosen_encoders_count_towards_the_largest_sweep():
     universal = "distortion: 1}}, universal: {encoders: {dim: 2}, objective: {distortion: W}"
     text = SHORT.replace("distortion: 1}", universal)
-    weights = f"[{', '.join(str(n) for n in range(1000))}]"
+    weights = f"[{', '.join(str(n) for n in range(1, 1001))}]"
     seeds = f"seeds: [{', '.join(str(n) for n in range(100))}]\n"
     assert problems(text.replace("W", weights) + seeds) == [
         "f.yaml:4:1: stages: 100,100 trials; a sweep may have 100,000"
@@ -87,7 +87,7 @@ def test_chosen_encoders_count_towards_the_largest_sweep():
 
 def test_encoders_that_are_not_chosen_count_for_nothing():
     """400 end-to-end trials and 400 decoders on one of them: 802 with the classifiers, not 160,402."""
-    numbers = f"[{', '.join(str(n) for n in range(400))}]"
+    numbers = f"[{', '.join(str(n) for n in range(1, 401))}]"
     universal = f"distortion: 1}}}}, universal: {{encoders: {{seed: 7}}, objective: {{distortion: {numbers}}}"
     assert len(expand(spec.parse(SHORT.replace("distortion: 1}", universal) + f"seeds: {numbers}\n"))) == 802
 
@@ -109,11 +109,13 @@ def test_yes_of_an_older_yaml_never_means_false(word):
 # -- overrides ---------------------------------------------------------------------------------------------------------
 
 
+TRAIN_KEYS = ", ".join(sorted(spec.Train.model_fields))
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("train.epocs=1", "train.epocs: unknown key; did you mean 'epochs'? choices: batch_size, betas, decay, "
-         "decay_at, epochs, learning_rate, precision, threads"),
+        ("train.epocs=1", f"train.epocs: unknown key; did you mean 'epochs'? choices: {TRAIN_KEYS}"),
         ("train.epochs=many", "train.epochs: should be a valid integer, not 'many'"),
         ("rates.0.levels=1", "rates[0].levels: should be greater than or equal to 2, not 1"),
         ("rates.5.dim=1", "rates[5] is not in the sweep file"),
@@ -121,14 +123,13 @@ def test_yes_of_an_older_yaml_never_means_false(word):
         ("seeds=[]", "seeds: empty; give at least one value"),
         ("stages.universal={encoders: all, objective: {distortoin: 1}}",
          "stages.universal.objective.distortoin: unknown objective term; did you mean 'distortion'? "
-         "choices: classification, distortion"),
-        ("model={name: vgg}", "model.name: unknown model 'vgg'; choices: paper"),
+         "choices: classification, distortion, perception"),
+        ("model={name: vgg}", "model.name: unknown model 'vgg'; choices: conv64, paper"),
         ("name=../../etc", "name: '../../etc' is not a name: a lower-case letter, then up to 63 of a-z 0-9 . _ -"),
         ("train.epochs", "expected KEY.SUBKEY=VALUE"),
         ("=1", "expected KEY.SUBKEY=VALUE"),
         ("rates.².dim=1", "rates.² is not in the sweep file"),
-        ("train.0=3", "train.0: unknown key; choices: batch_size, betas, decay, decay_at, epochs, "
-                     "learning_rate, precision, threads"),
+        ("train.0=3", f"train.0: unknown key; choices: {TRAIN_KEYS}"),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_named_with_its_text(override, line):
@@ -154,9 +155,9 @@ def test_overrides_replace_and_add():
         ),
     )
     assert (sweep.train.epochs, sweep.rates[0].dim, sweep.seeds) == (5, 7, [3, 4])
-    assert sweep.stages.end_to_end.objective == {"distortion": [1.0], "classification": [0.0, 0.001]}
-    assert spec.train_of(sweep, "classifier").epochs == 1
-    assert spec.train_of(sweep, "heldout_classifier").epochs == 5
+    assert sweep.stages.end_to_end[0].objective == {"distortion": [1.0], "classification": [0.0, 0.001]}
+    assert spec.train_of(sweep, sweep.stages.classifier[0]).epochs == 1
+    assert spec.train_of(sweep, sweep.stages.heldout_classifier[0]).epochs == 5
 
 
 # -- right files -------------------------------------------------------------------------------------------------------
@@ -167,14 +168,14 @@ def test_a_short_file_gets_the_defaults():
     assert (sweep.name, sweep.seeds, sweep.model.name, sweep.search.strategy) == ("tiny", [0], "paper", "grid")
     assert spec.parameters_of("model", sweep.model) == {"width": 1.0}
     assert (sweep.protocol.preset, sweep.protocol.quantizer_gradient, sweep.protocol.sigma) == ("sound", "soft", 1.0)
-    train = spec.train_of(sweep, "end_to_end")
+    train = spec.train_of(sweep, sweep.stages.end_to_end[0])
     assert (train.epochs, train.batch_size, train.learning_rate, train.betas) == (30, 64, 0.01, [0.5, 0.9])
     assert (train.decay, train.decay_at, train.precision, train.threads) == (0.2, [2 / 3], "fp32", 1)
-    judge = spec.train_of(sweep, "classifier")
+    judge = spec.train_of(sweep, sweep.stages.classifier[0])
     assert (judge.learning_rate, judge.betas, judge.decay_at) == (1e-3, [0.9, 0.999], [])
-    assert (sweep.stages.classifier.seed, sweep.stages.heldout_classifier.seed) == (0, 1)
-    assert (sweep.stages.classifier.network, sweep.stages.heldout_classifier.network) == ("paper", "mlp")
-    assert sweep.stages.universal is None
+    (classifier,), (heldout,) = sweep.stages.classifier, sweep.stages.heldout_classifier
+    assert (classifier.network, classifier.seed, heldout.network, heldout.seed) == ("paper", 0, "mlp", 1)
+    assert sweep.stages.universal == []
     assert (sweep.resources.cpus, sweep.resources.gpus, sweep.resources.lanes) == (1, "auto", "auto")
     assert sweep.budget.hours is None
     assert sweep.rates[0].bits == pytest.approx(3.169925001442312)
@@ -204,7 +205,7 @@ def test_scalars_that_may_mean_two_things_are_refused(text):
 def test_words_and_small_numbers_in_a_whole_file():
     sweep = spec.parse(SHORT.replace("name: tiny", "name: no").replace("distortion: 1", "distortion: [1e-4, 2]"))
     assert sweep.name == "no"
-    assert sweep.stages.end_to_end.objective == {"distortion": [1e-4, 2.0]}
+    assert sweep.stages.end_to_end[0].objective == {"distortion": [1e-4, 2.0]}
 
 
 def test_a_stages_own_keys_win_over_the_sweeps():
@@ -212,7 +213,7 @@ def test_a_stages_own_keys_win_over_the_sweeps():
     sweep = spec.parse(
         SHORT.replace(SHORT.splitlines()[3] + "\n", stages) + "train: {epochs: 9, decay: 0.5}\nresources: {gpus: 0}\n"
     )
-    own, other = spec.train_of(sweep, "end_to_end"), spec.train_of(sweep, "classifier")
+    own, other = spec.train_of(sweep, sweep.stages.end_to_end[0]), spec.train_of(sweep, sweep.stages.classifier[0])
     assert (own.epochs, own.decay, other.epochs, other.decay) == (3, 0.5, 9, 0.5)
     assert (spec.resources_of(sweep, "end_to_end").cpus, spec.resources_of(sweep, "end_to_end").gpus) == (2, 0)
     assert spec.resources_of(sweep, "classifier").cpus == 1

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import small_sweep
 from urc_sweep.plan import spec
-from urc_sweep.plan.trials import Trial, expand
+from urc_sweep.plan.expand import expand
+from urc_sweep.plan.trials import Trial
 from urc_sweep.run.schedule import MAX_ATTEMPTS, Schedule
 
 

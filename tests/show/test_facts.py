@@ -48,74 +48,6 @@ def study(seed: int, shift: float, tightest: float = 0.15) -> list[dict[str, Any
     return rows
 
 
-def test_penalties_of_three_seeds_by_hand():
-    table = facts.penalties(frame(study(0, 0.005) + study(1, 0.006) + study(2, 0.007)))
-    assert table["lambda_c"].tolist() == [0.0, 0.015, 0.05]
-    loose, matched, tight = facts.records(table)
-    # C = 1.5 is looser than any universal point: the front is flat there, its cheapest point on validation answers.
-    assert loose["constraint"] == pytest.approx(1.5)
-    assert loose["mse_end_to_end"] == pytest.approx(0.041)
-    assert loose["penalty"] == pytest.approx(0.006)
-    assert loose["penalty_percent"] == pytest.approx(100 * 0.006 / 0.041)
-    # t(0.975, 2 degrees of freedom) = 4.3026527, standard deviation .001, n = 3.
-    half = 4.3026527 * 0.001 / math.sqrt(3)
-    assert (loose["low"], loose["high"]) == (pytest.approx(0.006 - half), pytest.approx(0.006 + half))
-    assert (loose["seeds"], loose["of_seeds"], loose["infeasible"]) == (3, 3, False)
-    assert matched["penalty"] == pytest.approx(0.020 - 0.052)
-    # No universal decoder reaches C = .1: nothing is extrapolated.
-    assert tight["infeasible"] is True
-    assert tight["mse_end_to_end"] == pytest.approx(0.061)
-    assert all(math.isnan(tight[name]) for name in ("penalty", "penalty_percent", "mse_universal", "low", "high"))
-    assert (tight["seeds"], tight["of_seeds"]) == (0, 3)
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_under_three_seeds_there_is_a_mean_and_no_interval(seeds: int):
-    table = facts.penalties(frame([row for seed in range(seeds) for row in study(seed, 0.004 + 0.002 * seed)]))
-    loose = facts.records(table)[0]
-    assert loose["penalty"] == pytest.approx(0.004 if seeds == 1 else 0.005)
-    assert math.isnan(loose["low"])
-    assert math.isnan(loose["high"])
-    assert loose["seeds"] == seeds
-
-
-def test_ten_seeds_are_bootstrapped_and_the_same_every_time():
-    trials = frame([row for seed in range(10) for row in study(seed, 0.001 * seed)])
-    first, again = (facts.penalties(trials).iloc[0] for _ in range(2))
-    assert 0 < first["low"] < first["penalty"] < first["high"] < 0.009
-    assert (first["low"], first["high"]) == (again["low"], again["high"])
-
-
-def test_a_row_averages_only_the_seeds_that_reach_its_constraint():
-    row = facts.records(facts.penalties(frame(study(0, 0.005) + study(1, 0.006, tightest=0.25))))[1]
-    assert (row["lambda_c"], row["seeds"], row["of_seeds"], row["infeasible"]) == (0.015, 1, 2, False)
-    assert row["penalty"] == pytest.approx(0.020 - 0.052)
-
-
-def test_encoders_of_different_weight_get_their_own_rows():
-    rows = study(0, 0.005)
-    other = {"parent_id": rows[0]["trial_id"], "parent_lambda_c": 0.0}
-    rows.append(trial("universal", 0, 0.0, (0.040, 1.0), (0.0415, 1.0), **other))
-    table = facts.penalties(frame(rows)).set_index(["parent_lambda_c", "lambda_c"])
-    assert table.loc[(0.0, 0.0), "penalty"] == pytest.approx(0.0005)
-    assert table.loc[(0.015, 0.0), "penalty"] == pytest.approx(0.005)
-    assert table.loc[(0.0, 0.015), "infeasible"]
-
-
-def test_penalties_leave_out_trials_without_a_classification_term_and_runs_worse_than_rate_0():
-    rows = study(0, 0.005)
-    rows.append(trial("end_to_end", 0, None, (0.001, 0.01), (0.001, 0.01)))
-    rows.append(trial("end_to_end", 0, 0.3, (0.2, 0.05), (0.2, 0.05)))
-    assert facts.penalties(frame(rows))["lambda_c"].tolist() == [0.0, 0.015, 0.05]
-    assert facts.penalties(frame(rows))["mse_end_to_end"].iloc[0] == pytest.approx(0.041)
-
-
-def test_no_universal_trial_means_no_penalty_row():
-    table = facts.penalties(frame(study(0, 0.005)[:3]))
-    assert table.empty
-    assert {"penalty", "low", "high", "seeds", "of_seeds", "infeasible"} <= set(table.columns)
-
-
 def test_fronts_are_decided_on_validation():
     good_val = trial("end_to_end", 0, 0.0, (0.04, 1.0), (0.06, 1.2))
     good_test = trial("end_to_end", 0, 0.1, (0.05, 1.1), (0.03, 0.1))
@@ -180,3 +112,42 @@ def test_figures_escape_names_and_draw_no_point_twice():
     assert "<img" not in figure.to_json()
     assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == len(rows)
     assert any("near-floor (not a bound)" in note.text for note in figure.layout.annotations)
+
+
+def test_variants_do_not_compete_and_old_tables_have_none():
+    good = trial("end_to_end", 0, 0.0, (0.04, 1.0), (0.04, 1.0))
+    bad = trial("end_to_end", 0, 0.0, (0.05, 1.1), (0.05, 1.1), variant="epochs 90")
+    assert facts.fronts(frame([good, bad]))["on_front"].tolist() == [True, True]
+    old = facts.fronts(frame([good, bad]).drop(columns="variant"))
+    assert old["variant"].tolist() == ["", ""]
+    assert sorted(old["on_front"]) == [False, True]
+    assert facts.hypervolumes(frame([good, bad]))["variant"].tolist() == ["", "epochs 90"]
+
+
+def test_what_is_known_of_the_encoder_stands_beside_its_decoders():
+    base = trial("control", 0, 0.015, (0.05, 1.0), (0.05, 1.0), variant="random", mse_centroid=0.031)
+    decoder = trial("universal", 0, 0.0, (0.05, 1.0), (0.05, 1.0), parent_id=base["trial_id"])
+    stray = trial("universal", 0, 0.0, (0.05, 1.0), (0.05, 1.0), parent_id="not in this table")
+    points = facts.compressors(frame([stray, decoder, base])).set_index("trial_id")
+    names = ["parent_stage", "parent_variant", "parent_lambda_d", "parent_mse_centroid"]
+    assert points.loc[decoder["trial_id"], names].tolist() == ["control", "random", 1.0, 0.031]
+    assert points.loc[stray["trial_id"], names[:2]].tolist() == ["", ""]
+    assert points.loc[stray["trial_id"], names[2:]].isna().all()
+
+
+def test_a_joint_encoder_has_facts_but_no_front():
+    own = {"lambda_d": None, "mse": None, "val_mse": None, "cross_entropy": None, "val_cross_entropy": None}
+    joint = trial("joint", 0, None, (0, 0), (0, 0), mse_centroid=0.04, **own)
+    decoder = trial("joint_decoder", 0, 0.0, (0.05, 1.0), (0.05, 1.0), parent_id=joint["trial_id"])
+    rows = frame([trial("end_to_end", 0, 0.0, (0.05, 1.0), (0.05, 1.0)), joint, decoder])
+    assert facts.encoders(rows)["stage"].tolist() == ["end_to_end", "joint"]
+    assert facts.hypervolumes(rows)["stage"].tolist() == ["end_to_end", "joint_decoder"]
+    assert not facts.fronts(rows).set_index("trial_id").loc[joint["trial_id"], "on_front"]
+
+
+def test_anchors_of_no_bits_are_the_data_sets_and_that_of_k_means_is_the_rates():
+    base = trial("end_to_end", 0, 0.0, (0.05, 1.0), (0.05, 1.0))
+    refined = trial("refined", 0, 0.0, (0.2, 1.0), (0.2, 1.0), parent_id=base["trial_id"], rate_bits=9.5)
+    points = facts.fronts(frame([base, refined])).set_index("stage")
+    assert points["worse_than_rate0"].to_dict() == {"end_to_end": False, "refined": True}
+    assert facts.near_floors(frame([base, refined]))["rate_bits"].tolist() == [base["rate_bits"]]

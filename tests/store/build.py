@@ -13,7 +13,8 @@ import numpy as np
 import safetensors.numpy
 
 from urc_sweep.plan import spec
-from urc_sweep.plan.trials import Trial, evaluation_inputs, expand
+from urc_sweep.plan.expand import expand
+from urc_sweep.plan.trials import Trial, evaluation_inputs
 from urc_sweep.store.commits import Store, _seal
 from urc_sweep.store.tables import Projection, Publisher
 
@@ -122,7 +123,7 @@ class Study:
 
     def evaluation(self, trial: Trial) -> dict[str, Any]:
         record = {"kind": "evaluation", "id": trial.evaluation_id, "trial_id": trial.id, "evaluated_at": FINISHED}
-        record["inputs"] = evaluation_inputs(trial.id, trial.stage, trial.evaluators)
+        record["inputs"] = evaluation_inputs(trial)
         record["metrics"] = {split: metrics(trial, split) for split in ("test", "validation")}
         if trial.stage != "classifier":
             record["samples_sha256"] = self.store.put(b"PNG of " + trial.id.encode(), ".png")

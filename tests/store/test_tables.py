@@ -60,7 +60,7 @@ def parts(study: Study):
 
 
 def test_columns_are_the_designs():
-    own = {"originals_sha256"}
+    own = {"originals_sha256", "variant"}
     assert set(DESIGN.split()) | {f"val_{name}" for name in METRICS} | own == set(TRIALS.names)
     assert CURVES.names == ["trial_id", "epoch", "split", "metric", "value", "wall_s"]
     assert "sweep" not in TRIALS.names + CURVES.names, "the path key; pandas refuses a column of that name"
@@ -81,7 +81,7 @@ def test_the_row_of_a_universal_trial_by_hand(study):
         "decoder_sha256": training["artifacts"]["decoder"],
         "samples_sha256": committed(trial.evaluation_id)["samples_sha256"],
         "originals_sha256": committed(trial.evaluation_id)["originals_sha256"],
-        "dataset": "digits", "model": "paper", "width": 0.25, "protocol": "sound", "precision": "fp32",
+        "dataset": "digits", "model": "paper", "width": 0.25, "protocol": "sound", "variant": "", "precision": "fp32",
         "dim": 2, "levels": 3, "rate_bits": 2 * np.log2(3), "seed": 0,
         "lambda_d": 1.0, "lambda_c": 0.02, "lambda_p": None, "parent_lambda_c": 0.01, "parent_lambda_p": None,
         "attempt": 1, "epochs": 3, "wall_s": 59.5, "device": "cpu", "host": "here", "pack_lanes": 1,

@@ -16,6 +16,7 @@ from urc_sweep.errors import StoreError
 from urc_sweep.learn.data import Data
 from urc_sweep.learn.models import blueprint, fast_layout
 from urc_sweep.learn.train import Progress
+from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial
 
 
@@ -24,23 +25,43 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(dict(tensors))
 
 
+def from_bytes(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name."""
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise StoreError(f"not a safetensors file: {error}") from None
+
+
 def restore(trial: Trial, role: str, data: bytes, dataset: Data, device: torch.device) -> nn.Module:
     """Return one network of a trial from its bytes: frozen, in evaluation mode, on ``device``."""
-    network = blueprint(trial, dataset.image, dataset.classes)[role]()
+    network = blueprint(trial, dataset)[role]()
     try:
-        network.load_state_dict(safetensors.torch.load(data))
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise StoreError(
-            f"{role} of trial {trial.id[:12]} does not fit its network: {str(error).splitlines()[0]}"
-        ) from None
+        network.load_state_dict(from_bytes(data))
+    except (StoreError, RuntimeError) as error:
+        raise StoreError(f"{role} of trial {trial.id[:12]} does not fit its network: {one_line(error)}") from None
     return fast_layout(network, device).eval().requires_grad_(False)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines())
+
+
+def fits(network: str, tensors: Mapping[str, Tensor], data: Data, label: str | None) -> str:
+    """Return why tensors are not the weights of a classifier of this data, "" if they are."""
+    make = registry.find("classifier", network).load()
+    try:
+        make(data.image, data.classes_of(label or data.label_names[0])).load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        return one_line(error)
+    return ""
 
 
 def freeze(progress: Progress) -> tuple[bytes, dict[str, Any]]:
     """Return a checkpoint's tensors and its small state."""
     state = {key: getattr(progress, key) for key in ("epoch", "step", "seconds")}
     # JSON has no NaN; a lane that has just diverged is checkpointed like its mates.
-    state["sums"] = {name: _or_none(value) for name, value in progress.sums.items()}
+    state["sums"] = {name: [_or_none(total), n] for name, (total, n) in progress.sums.items()}
     state["curve"] = [[e, split, metric, _or_none(value), wall_s] for e, split, metric, value, wall_s in progress.curve]
     return to_bytes(progress.tensors), state
 
@@ -48,7 +69,7 @@ def freeze(progress: Progress) -> tuple[bytes, dict[str, Any]]:
 def thaw(tensors: bytes, state: Mapping[str, Any]) -> Progress:
     """Return the checkpoint that ``freeze`` made."""
     points = [(epoch, split, metric, _or_nan(value), wall_s) for epoch, split, metric, value, wall_s in state["curve"]]
-    sums = {name: _or_nan(value) for name, value in state["sums"].items()}
+    sums = {name: [_or_nan(total), n] for name, (total, n) in state["sums"].items()}
     return Progress(safetensors.torch.load(tensors), state["epoch"], state["step"], sums, points, state["seconds"])
 
 

@@ -1,14 +1,20 @@
-"""Data sets, held in memory as uint8. A data set is one decorated function that returns three splits of arrays."""
+"""Data sets, held in memory as uint8. A data set is one decorated function that returns three splits of arrays.
+
+A split is ``(images, labels)`` or, with label sets beside the primary one, ``(images, labels, {name: labels})``. The
+decorator's fact ``labels`` names them, the primary one first (without it, that is ``class``). A set ``parity`` that
+the function does not return is derived here from the primary label, so it adds nothing to the bytes that are hashed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
+import math
 import sys
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +22,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from urc_sweep.errors import DataError
+from urc_sweep.errors import DataError, choices
 from urc_sweep.maths.streams import FIXED_SEED, stream
 from urc_sweep.plan import registry
 from urc_sweep.plan.registry import component
-from urc_sweep.plan.source import IDX_FILES, Source
+from urc_sweep.plan.source import Source
 
 SPLITS = ("train", "validation", "test")
+PRIMARY = "class"
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
-Arrays = dict[str, tuple[Images, Labels]]
+Arrays = Mapping[str, tuple[Images, Labels] | tuple[Images, Labels, Mapping[str, Labels]]]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64, on one device."""
+    """Images (n, channels, height, width) uint8 and labels (n,) int64, on one device.
+
+    ``labels`` are the primary ones; ``label_sets`` holds every set by name, the primary one first: left out, it is
+    the primary one alone, as ``class``.
+    """
 
     images: Tensor
     labels: Tensor
+    label_sets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.label_sets:
+            object.__setattr__(self, "label_sets", {PRIMARY: self.labels})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,8 +74,20 @@ class Data:
         return channels, height, width
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the label sets, the primary one first."""
+        return tuple(self.train.label_sets)
+
+    @property
     def classes(self) -> int:
-        return int(max(split.labels.max() for split in (self.train, self.validation, self.test))) + 1
+        """Number of classes of the primary label set."""
+        return self.classes_of(self.label_names[0])
+
+    def classes_of(self, label: str) -> int:
+        """Return the number of classes of label set ``label``."""
+        if label not in self.label_names:
+            raise DataError(f"the data has no label set {label!r}; {choices(label, self.label_names)}")
+        return int(max(split.label_sets[label].max() for split in (self.train, self.validation, self.test))) + 1
 
 
 @functools.lru_cache(maxsize=2)
@@ -70,11 +98,20 @@ def _load(name: str, parameters: tuple[tuple[str, object], ...], source: Source,
     pinned = entry.facts.get("sha256")
     if pinned is not None and "archives" not in entry.facts and found != pinned:
         raise DataError(f"data set {name}: bytes have SHA-256 {found[:12]}, the published ones {pinned[:12]}")
-    splits = {
-        split: Split(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
-        for split, (images, labels) in arrays.items()
-    }
+    primary, *others = entry.facts.get("labels", (PRIMARY,))
+    splits = {}
+    for split in SPLITS:
+        images, labels, more = _parts(arrays, split)
+        derived = {"parity": labels % 2} if "parity" in others else {}
+        every = {primary: labels, **derived, **dict(sorted(more.items()))}
+        sets = {label: torch.from_numpy(values).to(device) for label, values in every.items()}
+        splits[split] = Split(torch.from_numpy(images).to(device), sets[primary], sets)
     return Data(**splits, sha256=found)
+
+
+def _parts(arrays: Arrays, split: str) -> tuple[Images, Labels, Mapping[str, Labels]]:
+    part = arrays[split]
+    return (*part, {}) if len(part) == 2 else part
 
 
 def load(name: str, parameters: Mapping[str, object], source: Source, device: str = "cpu") -> Data:
@@ -83,17 +120,26 @@ def load(name: str, parameters: Mapping[str, object], source: Source, device: st
 
 
 def sha256_of(arrays: Arrays) -> str:
-    """Return the hash of a data set's bytes: shapes, images and labels of the three splits in order."""
+    """Return the hash of a data set's bytes: shapes, images and labels of the three splits in order.
+
+    Label sets beside the primary one follow it, sorted by name and with their names.
+    """
     sha = hashlib.sha256()
+    names = sorted(_parts(arrays, SPLITS[0])[2])
     for split in SPLITS:
-        images, labels = arrays[split]
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),):
-            raise DataError(
-                f"split {split}: expected uint8 images (n, c, h, w) and n labels, not {images.dtype} {images.shape}"
-            )
+        images, labels, more = _parts(arrays, split)
+        shapes = {values.shape for values in (labels, *more.values())}
+        if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or shapes != {images.shape[:1]}:
+            found = f"{images.dtype} {images.shape}"
+            raise DataError(f"split {split}: expected uint8 images (n, c, h, w) and n labels, not {found}")
+        if sorted(more) != names:
+            raise DataError(f"split {split}: expected the label sets {names} of the first split, not {sorted(more)}")
         sha.update(repr((split, images.shape)).encode())
-        sha.update(np.ascontiguousarray(images).tobytes())
+        sha.update(np.ascontiguousarray(images).reshape(-1).data)  # a view: no second copy of the images
         sha.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+        for name in names:
+            sha.update(repr((split, name)).encode())
+            sha.update(np.ascontiguousarray(more[name], dtype="<i8").tobytes())
     return sha.hexdigest()
 
 
@@ -104,6 +150,7 @@ def sha256_of(arrays: Arrays) -> str:
     sha256="f9a653046e9842ff83303e43b8ae8bd8ef0d0846e43d7040ba6d0d360e8ec53e",
     image=(1, 28, 28),
     classes=10,
+    labels=("digit", "parity"),
     train=1078,
     validation=269,
     test=450,
@@ -122,15 +169,16 @@ def digits(source: Source) -> Arrays:
     resize[np.arange(28), low + 1] += weight
     scaled = np.einsum("ai,nij,bj->nab", resize, small, resize)  # 0 .. 16 * 196
     images = ((scaled * 2 * 255 + 16 * 196) // (2 * 16 * 196)).astype(np.uint8)[:, None]
-    order = stream(FIXED_SEED, "split.digits").permutation(len(labels))
-    chosen: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
-    for label in range(10):
-        members = order[labels[order] == label]
-        cuts = [round(0.60 * len(members)), round(0.75 * len(members))]
-        for split, part in zip(SPLITS, np.split(members, cuts), strict=True):
-            chosen[split].append(part)
-    index = {split: np.sort(np.concatenate(parts)) for split, parts in chosen.items()}
-    return {split: (images[index[split]], labels[index[split]]) for split in SPLITS}
+    parts = stratified(labels, "split.digits", 0.60, 0.75)
+    return {split: (images[part], labels[part]) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def stratified(labels: Labels, name: str, *cuts: float) -> list[NDArray[np.int64]]:
+    """Cut every class at the same shares of its members, in the order of a fixed stream; return sorted indices."""
+    order = stream(FIXED_SEED, name).permutation(len(labels))
+    classes = [order[labels[order] == label] for label in np.unique(labels)]
+    parts = [np.split(members, [round(cut * len(members)) for cut in cuts]) for members in classes]
+    return [np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)]
 
 
 @component(
@@ -141,6 +189,7 @@ def digits(source: Source) -> Arrays:
     sha256="5e8a56a8a5f29b16329f3285957b0df32e12a28e94eab1134cfe300edc629904",
     image=(1, 28, 28),
     classes=10,
+    labels=("digit", "parity"),
     train=55000,
     validation=5000,
     test=10000,
@@ -164,6 +213,7 @@ def mnist(source: Source) -> Arrays:
     ),
     image=(1, 28, 28),
     classes=10,
+    labels=("garment",),
     train=55000,
     validation=5000,
     test=10000,
@@ -187,6 +237,7 @@ def fashion_mnist(source: Source) -> Arrays:
     ),
     image=(1, 28, 28),
     classes=10,
+    labels=("character",),
     train=55000,
     validation=5000,
     test=10000,
@@ -196,57 +247,122 @@ def kmnist(source: Source) -> Arrays:
     return _idx(source, "kmnist")
 
 
+@component(
+    "dataset",
+    "svhn",
+    version=1,
+    folder="SVHN",
+    files=("train_32x32.mat", "test_32x32.mat"),
+    sha256="svhn/e26dedcc+eb5a983b",
+    archives=("e26dedcc434d2e4c54c9b2d4a06d8373", "eb5a983be6a315427106f1b164d9cef3"),
+    image=(3, 32, 32),
+    classes=10,
+    labels=("digit", "parity"),
+    train=68257,
+    validation=5000,
+    test=26032,
+)
+def svhn(source: Source) -> Arrays:
+    """Street View House Numbers (Netzer et al. 2011), cropped; split like MNIST; named by the MD5 of its two files."""
+    train, test = (_mat(path, md5) for path, md5 in _files(source, "svhn"))
+    return _held_out(*train, *test)
+
+
+@component("dataset", "folder", version=1, location=("path",))
+def folder(source: Source, *, path: str = "") -> Arrays:
+    """Your own PNG images or .npz file below the data root, at ``path``; see ``urc_sweep.learn.folder``."""
+    from urc_sweep.learn.folder import read
+
+    return read(source.inside("folder", path))
+
+
 def _idx(source: Source, name: str) -> Arrays:
-    """Read the four IDX files of an MNIST-like set, and cut the validation split off the training one."""
-    facts = registry.find("dataset", name).facts
-    if source.missing(name):
-        _download(source, name, facts["folder"])
-    directory, md5s = source.directory(facts["folder"]), facts.get("archives", ("",) * len(IDX_FILES))
-    images, labels, test_images, test_labels = (
-        _read(directory / file, md5) for file, md5 in zip(IDX_FILES, md5s, strict=True)
-    )
+    """Read the four IDX files of an MNIST-like set."""
+    images, labels, test_images, test_labels = (_read(path, md5) for path, md5 in _files(source, name))
+    return _held_out(images[:, None], labels, test_images[:, None], test_labels)
+
+
+def _held_out(images: Images, labels: Images, test_images: Images, test_labels: Images) -> Arrays:
+    """Cut the validation split off the training one: 5,000 images, the same for everybody."""
     order = stream(FIXED_SEED, "split.idx").permutation(len(labels))
     held, kept = np.sort(order[:5000]), np.sort(order[5000:])
     return {
-        "train": (images[kept][:, None], labels[kept].astype(np.int64)),
-        "validation": (images[held][:, None], labels[held].astype(np.int64)),
-        "test": (test_images[:, None], test_labels.astype(np.int64)),
+        "train": (images[kept], labels[kept].astype(np.int64)),
+        "validation": (images[held], labels[held].astype(np.int64)),
+        "test": (test_images, test_labels.astype(np.int64)),
     }
 
 
-def _read(path: Path, md5: str) -> NDArray[np.uint8]:
-    """Return the array of one IDX file; an unpacked one wins over its ``.gz``."""
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into one ``DataError`` line that names the file."""
     try:
-        if path.is_file():
-            raw = path.read_bytes()
-        else:
-            path = path.with_name(path.name + ".gz")
-            packed = path.read_bytes()
-            raw = gzip.decompress(packed)
-            if md5 and hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
-                print(
-                    f"note: {path} is not the published archive (other MD5); its content is used as it is",
-                    file=sys.stderr,
-                )
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    dimensions = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = (
-        np.frombuffer(raw, ">i4", count=dimensions, offset=4) if len(raw) >= 4 + 4 * dimensions else np.zeros(1, int)
-    )
-    if dimensions == 0 or len(raw) != 4 + 4 * dimensions + int(np.prod(shape.astype(np.int64))):
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # on damaged bytes: zlib.error, SyntaxError, struct.error, MemoryError, KeyError ...
+        raise DataError(f"{path}: cannot be read: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _files(source: Source, name: str) -> list[tuple[Path, str]]:
+    """Return the files of a published set with their MD5 (empty where none is pinned), after a download if need be."""
+    if source.missing(name):
+        _download(source, name)
+    paths = source.paths(name)
+    return list(zip(paths, registry.find("dataset", name).facts.get("archives", ("",) * len(paths)), strict=True))
+
+
+def _check_md5(path: Path, found: str, md5: str) -> None:
+    if md5 and found != md5:
+        print(f"note: {path} is not the published archive (other MD5); its content is used as it is", file=sys.stderr)
+
+
+def _read(path: Path, md5: str) -> NDArray[np.uint8]:
+    """Return the array of one IDX file, unpacked or ``.gz``."""
+    with reading(path):
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            _check_md5(path, hashlib.md5(raw, usedforsecurity=False).hexdigest(), md5)
+            raw = gzip.decompress(raw)
+    start = 4 + 4 * raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 4
+    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
+    if not shape or len(raw) != start + math.prod(shape):
         raise DataError(f"{path}: not an IDX file of unsigned bytes, or cut short")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape.tolist()).copy()
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
 
 
-def _download(source: Source, name: str, folder: str) -> None:
+def _mat(path: Path, md5: str) -> tuple[Images, Images]:
+    """Return images (n, 3, 32, 32) and digits of one file of SVHN, which labels the digit 0 as 10."""
+    from scipy.io import loadmat
+
+    with reading(path), path.open("rb") as file:
+        found = hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False))
+        _check_md5(path, found.hexdigest(), md5)
+        file.seek(0)
+        content = loadmat(file, variable_names=("X", "y"))
+        images, labels = content["X"], content["y"].ravel()
+    small = images.dtype == np.uint8 and images.shape == (32, 32, 3, len(labels))
+    if not small or labels.dtype.kind not in "iu" or not np.isin(labels, range(1, 11)).all():
+        raise DataError(f"{path}: not a file of SVHN: expected X (32, 32, 3, n) uint8 and y (n, 1) of 1 to 10")
+    return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels % 10
+
+
+def _download(source: Source, name: str) -> None:
     source.require(name)
-    directory = source.directory(folder)
-    print(f"downloading {name} to {directory} (12 to 30 MB)", file=sys.stderr, flush=True)
+    facts, directory = registry.find("dataset", name).facts, source.directory(name)
+    print(f"downloading {name} to {directory} (12 to 250 MB)", file=sys.stderr, flush=True)
     from torchvision import datasets
 
+    published = getattr(datasets, facts["folder"])
     try:
-        getattr(datasets, folder)(root=str(directory.parent.parent), download=True)
+        if "files" in facts:  # torchvision has them one by one, and would replace a file that is there already
+            for file in source.missing(name):
+                published(root=str(directory), split=file.partition("_")[0], download=True)
+        else:
+            published(root=str(directory.parent.parent), download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"data set {name} could not be downloaded ({reason}): {source.remedy(name)}") from None
+        raise DataError(f"data set {name} could not be downloaded ({_line(error)}): {source.remedy(name)}") from None

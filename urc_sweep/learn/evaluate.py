@@ -9,19 +9,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
 from urc_sweep.learn.models import Channel
-from urc_sweep.learn.quantizer import nearest_index
 from urc_sweep.learn.train import EVALUATION_BATCH, encode
-from urc_sweep.maths.streams import FIXED_SEED, stream
+from urc_sweep.maths.streams import FIXED_SEED
 from urc_sweep.plan.registry import component
 from urc_sweep.plan.trials import Trial, metrics_of
 
@@ -29,19 +27,23 @@ Values = Mapping[str, float | None]
 
 DITHERS = 64  # fixed dithers over which facts of an encoder are averaged
 MAX_CELLS = 1000  # above it, cell means would be fitted to a handful of images each
-PROJECTIONS = 512
+SE_DITHERS, SE_IMAGES = 8, 1000  # what the error over dithers is read from
 
 
 @dataclass(frozen=True)
 class View:
-    """One split seen through one trial: images, labels, reconstructions, and both classifiers' logits on demand."""
+    """One split seen through one trial: images, labels, reconstructions, and classifiers' logits on demand."""
 
     data: Data
     name: str  # "validation" or "test"
     split: Split
-    networks: Mapping[str, nn.Module]  # encoder, decoder, classifier, heldout_classifier, all in evaluation mode
+    # All in evaluation mode: encoder, decoder; classifier, heldout_classifier and those of further label sets
+    # (classifier.parity ...); encoder2 of a refined trial; critic where there is one.
+    networks: Mapping[str, nn.Module]
     channel: Channel | None
-    encoder_sha256: str = ""
+    label: str = ""  # the label set of a classifier trial
+    code_key: str = ""  # names what determines the code, so that facts of a shared encoder are computed once
+    shared: dict[str, Any] = field(default_factory=dict)  # what both splits' views may share
 
     @functools.cached_property
     def x(self) -> Tensor:
@@ -51,43 +53,66 @@ class View:
     @property
     def s(self) -> Tensor:
         """Labels (n,)."""
-        return self.split.labels
+        return self.labels(self.label)
+
+    def labels(self, name: str) -> Tensor:
+        """Return the labels (n,) of a label set, by default the primary one."""
+        return self.split.label_sets[name] if name else self.split.labels
+
+    def judges(self, role: str) -> dict[str, nn.Module]:
+        """Return the classifiers of one role by label set, "" for the primary one."""
+        return {key.partition(".")[2]: net for key, net in self.networks.items() if key.partition(".")[0] == role}
 
     @functools.cached_property
     def code(self) -> Tensor:
         """f(x), (n, dim), before dither and quantizer."""
-        return encode(self.networks["encoder"], self.split)
+        return self.code_of(self.split)
+
+    def code_of(self, split: Split) -> Tensor:
+        """Return f(x) (n, dim) of any split: all that is sent, by both encoders of a refined trial."""
+        assert self.channel is not None
+        codes = [encode(self.networks[role], split) for role in ("encoder", "encoder2") if role in self.networks]
+        return self.channel.keep(torch.cat(codes, dim=1))
 
     @functools.cached_property
     def x_hat(self) -> Tensor:
         """Reconstructions (n, c, h, w) under the fixed evaluation dither."""
+        return self.reconstruct(f"dither.{self.name}", len(self.split))
+
+    def reconstruct(self, dither: str, n: int, draw: int = 0) -> Tensor:
+        """Return reconstructions (n, c, h, w) of the first n images under a fixed dither."""
         assert self.channel is not None
-        u = self.channel.dither(FIXED_SEED, f"dither.{self.name}", len(self.split)).to(self.code.device)
-        return _batched(lambda i: self._decode(self.code[i], u[i]), len(self.split))
+        u = self.channel.dither(FIXED_SEED, dither, n, draw).to(self.code.device)
+        return batched(lambda i: self._decode(self.code[:n][i], u[i]), n)
+
+    def reconstruct_train(self, index: Tensor) -> Tensor:
+        """Return reconstructions of the training images at ``index`` under a fixed dither."""
+        assert self.channel is not None
+        if "train" not in self.shared:
+            u = self.channel.dither(FIXED_SEED, "dither.train", len(self.data.train))
+            self.shared["train"] = self.code_of(self.data.train), u.to(self.code.device)
+        code, u = self.shared["train"]
+        return self._decode(code[index], u[index])
 
     def _decode(self, code: Tensor, u: Tensor) -> Tensor:
         assert self.channel is not None
         return self.channel.decode(self.networks["decoder"], code, u)
 
-    def logits(self, role: str, images: Tensor) -> Tensor:
-        """Return one classifier's logits (n, classes) on images."""
-        network = self.networks[role]
-        return _batched(lambda i: network(images[i]), len(images))
-
 
 @torch.no_grad()
 def evaluate(
-    trial: Trial, data: Data, networks: Mapping[str, nn.Module], channel: Channel | None, encoder_sha256: str = ""
+    trial: Trial, data: Data, networks: Mapping[str, nn.Module], channel: Channel | None, code_key: str = ""
 ) -> dict[str, dict[str, float | None]]:
     """Return every registered metric of ``trial`` on the validation and the test split, by split and name."""
-    torch.set_num_threads(trial.config["train"]["threads"])
+    torch.set_num_threads(trial.setting("train", "threads"))
     for network in networks.values():
         network.eval()
     results: dict[str, dict[str, float | None]] = {}
+    shared: dict[str, Any] = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
-        view = View(data, name, split, networks, channel, encoder_sha256)
+        view = View(data, name, split, networks, channel, trial.config.get("label", ""), code_key, shared)
         results[name] = {}
-        for metric in metrics_of(trial.stage):
+        for metric in metrics_of(trial):
             results[name].update({key: _finite(value) for key, value in metric.load()(view).items()})
     return results
 
@@ -95,88 +120,94 @@ def evaluate(
 @torch.no_grad()
 def samples(data: Data, networks: Mapping[str, nn.Module], channel: Channel) -> tuple[Tensor, Tensor]:
     """Return originals and reconstructions (k, c, h, w) uint8 of the first test image of every class."""
-    first = [int((data.test.labels == label).nonzero()[0]) for label in range(data.classes)]
+    first = [int((data.test.labels == label).nonzero()[0]) for label in torch.unique(data.test.labels).tolist()]
     view = View(data, "test", data.test, networks, channel)
     return data.test.images[first].cpu(), (view.x_hat[first] * 255.0).round().to(torch.uint8).cpu()
 
 
-def _batched(read: Any, n: int) -> Tensor:
-    return torch.cat([read(slice(i, i + EVALUATION_BATCH)) for i in range(0, n, EVALUATION_BATCH)])
+def batched(read: Any, n: int) -> Tensor:
+    """Return ``read`` of every slice of n rows that fits in memory, as one tensor."""
+    return torch.cat([read(slice(i, min(i + EVALUATION_BATCH, n))) for i in range(0, n, EVALUATION_BATCH)])
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-@component("metric", "mse", version=1)
+def _mean(name: str, each: Tensor) -> dict[str, float | None]:
+    """Return the mean of a value per image, and under ``_se`` its standard error over images."""
+    each = each.double()
+    return {name: float(each.mean()), f"{name}_se": float(each.std() / math.sqrt(len(each)))}
+
+
+@component("metric", "mse", version=2)
 def mse(view: View) -> Values:
-    """``mse``: mean squared error per pixel on the 0-1 scale; ``mse_se``: its error over images; ``psnr_db``."""
-    each = (view.x_hat - view.x).double().square().flatten(1).mean(1)
-    mean = float(each.mean())
+    """``mse``: mean squared error per pixel on the 0-1 scale; ``psnr_db``: of that mean.
+
+    ``mse_se``: its standard error over images; ``mse_dither_se``: over dithers, from 8 fixed ones on up to 1,000 images
+    (the deviation of their means, scaled to the split's size).
+    """
+    found = _mean("mse", (view.x_hat - view.x).double().square().flatten(1).mean(1))
+    n = min(SE_IMAGES, len(view.split))
+    draws = (view.reconstruct("dither.se", n, draw) for draw in range(SE_DITHERS))
+    means = torch.stack([(x_hat - view.x[:n]).double().square().mean() for x_hat in draws])
+    scale = math.sqrt(n / len(view.split))
     return {
-        "mse": mean,
-        "mse_se": float(each.std() / math.sqrt(len(each))),
-        "psnr_db": -10 * math.log10(max(mean, 1e-12)),
+        **found,
+        "mse_dither_se": float(means.std()) * scale,
+        "psnr_db": -10 * math.log10(max(found["mse"] or 0.0, 1e-12)),
     }
 
 
-@component("metric", "ssim", version=1)
+@component("metric", "ssim", version=2)
 def ssim(view: View) -> Values:
     """``ssim``: structural similarity, 11x11 Gaussian window (sigma 1.5), data range 1 (Wang et al. 2004)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    each = _batched(
+    each = batched(
         lambda i: structural_similarity_index_measure(view.x_hat[i], view.x[i], data_range=1.0, reduction="none"),
         len(view.x),
     )
-    return {"ssim": float(each.double().mean())}
+    return _mean("ssim", each)
 
 
-@component("metric", "classification", version=1)
+@component("metric", "classification", version=2)
 def classification(view: View) -> Values:
-    """``cross_entropy`` (nats) and ``accuracy`` of c(x_hat) by the classifier that losses see."""
-    return _judge(view.logits("classifier", view.x_hat), view.s, "")
+    """``cross_entropy`` (nats) and ``accuracy`` of c(x_hat) by the classifier that losses see, with errors over images.
+
+    Those of further label sets have their name in front: ``parity_accuracy``.
+    """
+    return _judge(view, "classifier", view.x_hat, "")
 
 
-@component("metric", "heldout", version=1)
+@component("metric", "heldout", version=2)
 def heldout(view: View) -> Values:
     """``heldout_cross_entropy`` (nats) and ``heldout_accuracy`` by a classifier that no loss ever saw."""
-    return _judge(view.logits("heldout_classifier", view.x_hat), view.s, "heldout_")
+    return _judge(view, "heldout_classifier", view.x_hat, "heldout_")
 
 
-@component("metric", "real_classification", version=1, stages=("classifier",))
+@component("metric", "real_classification", version=2, stages=("classifier",))
 def real_classification(view: View) -> Values:
     """``cross_entropy`` (nats) and ``accuracy`` of a classifier trial on real images."""
-    return _judge(view.logits("classifier", view.x), view.s, "")
+    return _judge(view, "classifier", view.x, "")
 
 
-def _judge(logits: Tensor, s: Tensor, prefix: str) -> Values:
-    accuracy = float((logits.argmax(1) == s).double().mean())
-    return {f"{prefix}cross_entropy": float(F.cross_entropy(logits.double(), s)), f"{prefix}accuracy": accuracy}
+def _judge(view: View, role: str, images: Tensor, prefix: str) -> Values:
+    values: dict[str, float | None] = {}
+    for label, network in view.judges(role).items():
+        logits = batched(lambda i, network=network: network(images[i]), len(images))
+        s, name = view.labels(label or view.label), f"{label}_{prefix}" if label else prefix
+        values |= _mean(f"{name}cross_entropy", F.cross_entropy(logits.double(), s, reduction="none"))
+        values |= _mean(f"{name}accuracy", logits.argmax(1) == s)
+    return values
 
 
-@component("metric", "sliced_w2", version=1)
-def sliced_w2(view: View) -> Values:
-    """``sliced_w2``: sliced Wasserstein-2 distance (not squared) of images and reconstructions, 512 fixed directions.
-
-    ``sliced_w2_floor`` is the same distance between two halves of the real images: what sampling alone gives.
-    """
-    pixels = view.x[0].numel()
-    directions = stream(FIXED_SEED, "projections").standard_normal((pixels, PROJECTIONS), dtype=np.float32)
-    directions /= np.linalg.norm(directions, axis=0, keepdims=True)
-    theta = torch.from_numpy(directions).to(view.x.device)
-    real, fake = view.x.flatten(1) @ theta, view.x_hat.flatten(1) @ theta
-    order = torch.from_numpy(stream(FIXED_SEED, "halves").permutation(len(real)))
-    half = len(real) // 2
-    floor = _w2(real[order[:half]], real[order[half : 2 * half]])
-    return {"sliced_w2": _w2(real, fake), "sliced_w2_floor": floor}
-
-
-def _w2(a: Tensor, b: Tensor) -> float:
-    return math.sqrt(float((a.sort(0).values - b.sort(0).values).double().square().mean()))
-
-
-@component("metric", "encoder_facts", version=1)
+@component(
+    "metric",
+    "encoder_facts",
+    version=1,
+    stages=("end_to_end", "control", "joint", "joint_decoder", "universal", "refined", "reduced"),
+)
 def encoder_facts(view: View) -> Values:
     """Facts of an encoder that no decoder can change, over 64 fixed dithers u; null where cells are too many.
 
@@ -187,11 +218,11 @@ def encoder_facts(view: View) -> Values:
     coder that knows u.
     """
     assert view.channel is not None
-    cells = view.channel.levels**view.channel.dim
+    cells = view.channel.cells
     if cells > min(MAX_CELLS, len(view.split)):
         return dict.fromkeys(("mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"))
-    key = (view.encoder_sha256, view.data.sha256, view.name, view.channel.levels, view.channel.dim)
-    if key not in _facts or not view.encoder_sha256:
+    key = (view.code_key, view.data.sha256, view.name, view.channel)
+    if key not in _facts or not view.code_key:
         while len(_facts) >= 64:
             _facts.pop(next(iter(_facts)))
         _facts[key] = _cell_facts(view, cells)
@@ -204,18 +235,15 @@ _facts: dict[tuple[Any, ...], dict[str, float]] = {}
 
 def _cell_facts(view: View, cells: int) -> dict[str, float]:
     assert view.channel is not None
-    levels, dim = view.channel.levels, view.channel.dim
     train, classes = view.data.train, view.data.classes
-    train_code = encode(view.networks["encoder"], train)
+    train_code = view.code_of(train)
     dithers = view.channel.dither(FIXED_SEED, "dither.facts", DITHERS).to(train_code.device)
-    base = levels ** torch.arange(dim, device=train_code.device)
     train_x, x = train.pixels(slice(None)).flatten(1), view.x.flatten(1)
     power = float(x.double().square().sum())
     total_mean = train_x.mean(0)
     totals = dict.fromkeys(("mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"), 0.0)
     for u in dithers:
-        train_cell = (nearest_index(train_code + u, levels).long() * base).sum(1)
-        cell = (nearest_index(view.code + u, levels).long() * base).sum(1)
+        train_cell, cell = view.channel.cell(train_code + u), view.channel.cell(view.code + u)
         fitted, counts = _cell_sums(train_x, train_cell, cells)
         means = torch.where(counts[:, None] > 0, fitted / counts.clamp(min=1)[:, None], total_mean)
         sums, read = _cell_sums(x, cell, cells)
@@ -257,7 +285,7 @@ def anchors(view: View) -> Values:
     return {
         "mse_rate0": float(constant),
         "label_entropy": float(-(frequency * frequency.log()).sum()),
-        "mse_kmeans": kmeans_mse(view.data, view.name, view.channel.levels**view.channel.dim),
+        "mse_kmeans": kmeans_mse(view.data, view.name, view.channel.cells),
     }
 
 

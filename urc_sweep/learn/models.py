@@ -6,18 +6,23 @@ would blow up to a random walk.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from urc_sweep.learn.quantizer import half_step, quantize
+from urc_sweep.learn.data import Data
+from urc_sweep.learn.quantizer import half_step, nearest_index, quantize
 from urc_sweep.maths.streams import stream, stream_seed
 from urc_sweep.plan import registry
 from urc_sweep.plan.registry import component
-from urc_sweep.plan.trials import Trial
+from urc_sweep.plan.trials import Trial, trains_critic
 
 Shape = tuple[int, int, int]
 SLOPE = 0.01  # LeakyReLU
@@ -34,9 +39,9 @@ def _dense(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.LeakyReLU(SLOPE)]
 
 
-def _up(inputs: int, outputs: int) -> list[nn.Module]:
+def _up(inputs: int, outputs: int, stride: int = 2) -> list[nn.Module]:
     return [
-        nn.ConvTranspose2d(inputs, outputs, 5, stride=2, bias=False),
+        nn.ConvTranspose2d(inputs, outputs, 5, stride=stride, bias=False),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(SLOPE),
     ]
@@ -62,13 +67,10 @@ class ConvTransposeToOne(nn.ConvTranspose2d):
         return nn.functional.fold(columns, (h + k - 1, w + k - 1), k) + self.bias
 
 
-@component("model", "paper", version=1, image=(1, 28, 28))
-class Paper:
-    """The networks of the paper's MNIST experiments (Nguyen, arXiv 2504.13191, Table 1; code of Zhang et al. 2021).
+class Compressor:
+    """What every model is: encoder and decoder of ``dim`` latent dimensions, and a critic, of images of one size.
 
-    Encoder 784-512-256-128-128-dim with batch norm and LeakyReLU, tanh at the end: x (n, 1, 28, 28) -> f(x) (n, dim)
-    in [-1, 1]. Decoder dim-128-512, then three transposed convolutions and a sigmoid without batch norm (as in the
-    code; Table 1 has one): z - u (n, dim) -> x_hat (n, 1, 28, 28) in [0, 1]. ``width`` scales the hidden channels.
+    ``width`` scales the hidden channels of all three.
     """
 
     def __init__(self, dim: int, image: Shape, *, width: float = 1.0) -> None:
@@ -78,16 +80,87 @@ class Paper:
         return max(1, round(channels * self.width))
 
     def encoder(self) -> nn.Module:
+        """x (n, c, h, w) -> f(x) (n, dim) in [-1, 1]."""
+        raise NotImplementedError
+
+    def decoder(self, output_batchnorm: bool = False) -> nn.Module:
+        """z - u (n, dim) -> x_hat (n, c, h, w) in [0, 1]; ``output_batchnorm``: one before the sigmoid."""
+        raise NotImplementedError
+
+    def critic(self) -> nn.Module:
+        """The critic h: x (n, c, h, w) -> (n, 1), three strided convolutions and no norm (Zhang et al. 2021, code)."""
+        channels, height, width = self.image
+        hidden, features = _strided(channels, self._wide(64)), math.ceil(height / 8) * math.ceil(width / 8)
+        return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(4 * self._wide(64) * features, 1))
+
+
+def _strided(channels: int, first: int) -> list[nn.Module]:
+    """Return three convolutions that halve the image each: channels -> first -> 2 first -> 4 first."""
+    sizes = itertools.pairwise((channels, first, 2 * first, 4 * first))
+    return [layer for a, b in sizes for layer in (nn.Conv2d(a, b, 5, stride=2, padding=2), nn.LeakyReLU(SLOPE))]
+
+
+@component("model", "paper", version=1, image=(1, 28, 28))
+class Paper(Compressor):
+    """The networks of the paper's MNIST experiments (Nguyen, arXiv 2504.13191, Table 1; code of Zhang et al. 2021).
+
+    Encoder 784-512-256-128-128-dim with batch norm and LeakyReLU, tanh at the end. Decoder dim-128-512, then three
+    transposed convolutions and a sigmoid, without batch norm in the code and with one in Table 1.
+    """
+
+    def __init__(self, dim: int, image: Shape, *, width: float = 1.0) -> None:
+        super().__init__(dim, image, width=width)
+
+    def encoder(self) -> nn.Module:
         sizes = [784, *(self._wide(n) for n in (512, 256, 128, 128))]
         hidden = [layer for a, b in itertools.pairwise(sizes) for layer in _dense(a, b)]
         last = [nn.Linear(sizes[-1], self.dim, bias=False), nn.BatchNorm1d(self.dim), nn.Tanh()]
         return nn.Sequential(nn.Flatten(), *hidden, *last)
 
-    def decoder(self) -> nn.Module:
+    def decoder(self, output_batchnorm: bool = False) -> nn.Module:
         a, b, c = self._wide(32), self._wide(64), self._wide(128)
         head = [*_dense(self.dim, self._wide(128)), *_dense(self._wide(128), 16 * a), nn.Unflatten(1, (a, 4, 4))]
-        tail = [ConvTransposeToOne(c, 4), nn.Sigmoid()]
+        tail = [ConvTransposeToOne(c, 4), *([nn.BatchNorm2d(1)] if output_batchnorm else []), nn.Sigmoid()]
         return nn.Sequential(*head, *_up(a, b), *_up(b, c), *tail)
+
+
+class CenterCrop(nn.Module):
+    """The middle ``size`` (height, width) of an image."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left = ((have - want) // 2 for have, want in zip(x.shape[2:], self.size, strict=True))
+        return x[:, :, top : top + self.size[0], left : left + self.size[1]]
+
+
+@component("model", "conv64", version=1, smallest=20)
+class Conv64(Compressor):
+    """The networks of the SVHN experiments (Zhang et al. 2021, code), for any channels and sizes from 20x20 on.
+
+    Encoder: three strided convolutions c-64-128-256 and a dense layer with tanh, no norm. Decoder dim-128-32*s*s,
+    four transposed convolutions 32-64-108-128-c and a sigmoid; from s = 4 they lead to the 32x32 of SVHN, other
+    sizes take the next larger s and are cropped in the middle.
+    """
+
+    def __init__(self, dim: int, image: Shape, *, width: float = 1.0) -> None:
+        super().__init__(dim, image, width=width)
+
+    def encoder(self) -> nn.Module:
+        hidden, features = _strided(self.image[0], self._wide(64)), math.prod(math.ceil(n / 8) for n in self.image[1:])
+        return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(4 * self._wide(64) * features, self.dim), nn.Tanh())
+
+    def decoder(self, output_batchnorm: bool = False) -> nn.Module:
+        channels, *size = self.image
+        rows, columns = (math.ceil((n - 16) / 4) for n in size)
+        a, b, c, d = (self._wide(n) for n in (32, 64, 108, 128))
+        head = [*_dense(self.dim, self._wide(128)), *_dense(self._wide(128), rows * columns * a)]
+        up = [*_up(a, b), *_up(b, c), *_up(c, d, stride=1), nn.ConvTranspose2d(d, channels, 4)]
+        norm = [nn.BatchNorm2d(channels)] if output_batchnorm else []
+        crop = [CenterCrop(size)] if (4 * rows + 16, 4 * columns + 16) != tuple(size) else []
+        return nn.Sequential(*head, nn.Unflatten(1, (a, rows, columns)), *up, *crop, *norm, nn.Sigmoid())
 
 
 @component("classifier", "paper", version=1, image=(1, 28, 28))
@@ -98,6 +171,17 @@ def paper_classifier(image: Shape, classes: int) -> nn.Module:
         *(nn.Conv2d(10, 10, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(160, 100), nn.ReLU(), nn.Linear(100, classes)),
     )
+
+
+@component("classifier", "vgg6", version=1, smallest=8)
+def vgg6_classifier(image: Shape, classes: int) -> nn.Module:
+    """Six convolutions in three blocks, VGG style, for colour and any image size from 8x8 on (Wang et al., RDPC)."""
+    sizes, layers = (image[0], 32, 64, 128), list[nn.Module]()
+    for a, b in itertools.pairwise(sizes):
+        convolutions = (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+        layers += [*convolutions, nn.MaxPool2d(2)]
+    features = sizes[-1] * (image[1] // 8) * (image[2] // 8)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))
 
 
 @component("classifier", "mlp", version=1)
@@ -120,40 +204,103 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}
 
 
-def blueprint(trial: Trial, image: Shape, classes: int) -> dict[str, Callable[[], nn.Module]]:
-    """Return how to build every network of a trial, by role: ``classifier``, or ``encoder`` and ``decoder``."""
+def blueprint(trial: Trial, data: Data) -> dict[str, Callable[[], nn.Module]]:
+    """Return how to build every network of a trial, by role.
+
+    ``classifier``; or ``encoder``, ``decoder`` and, if a term needs it, ``critic``, the last two numbered in a joint
+    trial (``decoder.0`` ...); a refined trial has an ``encoder2``, and a decoder of both codes.
+    """
     if trial.stage == "classifier":
-        make = registry.find("classifier", trial.config["network"]["name"]).load()
-        return {"classifier": lambda: make(image, classes)}
-    chosen = trial.config["model"]
+        network = registry.find("classifier", trial.config["network"]["name"]).load()
+        classes = data.classes_of(trial.config.get("label", data.label_names[0]))
+        return {"classifier": lambda: network(data.image, classes)}
+    chosen, rate, dim2 = trial.config["model"], trial.rate, trial.config.get("rate2", {}).get("dim", 0)
+    assert rate is not None
     entry = registry.find("model", chosen["name"])
-    model = entry.load()(trial.config["rate"]["dim"], image, **{key: chosen[key] for key in entry.parameters})
-    return {"encoder": model.encoder, "decoder": model.decoder}
+
+    def make(dim: int) -> Any:
+        return entry.load()(dim, data.image, **{key: chosen[key] for key in entry.parameters})
+
+    norm = {"output_batchnorm": True} if trial.setting("protocol", "decoder_output_batchnorm") else {}
+    networks = {"encoder": make(trial.config["rate"]["dim"]).encoder}
+    if dim2:
+        networks["encoder2"] = make(dim2).encoder
+    for suffix in trial.suffixes:
+        networks["decoder" + suffix] = functools.partial(make(rate.dim + dim2).decoder, **norm)
+        if trains_critic(trial.terms):
+            networks["critic" + suffix] = make(rate.dim).critic
+    return networks
 
 
+@dataclass(frozen=True)
 class Channel:
     """The path from a code to an image: x -> f(x) -> z = Q(f(x) + u) -> x_hat = g(z - u), R = dim log2 L bits.
 
     Holds the quantizer's settings; the networks are arguments, so that one channel serves frozen and trained ones.
+    ``parts`` are the (dim, levels) of the code, one per encoder; ``kept`` the dimensions of a reduced code.
     """
 
-    def __init__(self, dim: int, levels: int, gradient: str = "soft", sigma: float = 1.0) -> None:
-        self.dim, self.levels, self.gradient, self.sigma = dim, levels, gradient, sigma
+    parts: tuple[tuple[int, int], ...]
+    gradient: str = "soft"
+    sigma: float | str = 1.0
+    kept: tuple[int, ...] | None = None
+
+    @property
+    def cells(self) -> int:
+        """How many different z there are."""
+        return math.prod(levels**dim for dim, levels in self._sent)
+
+    @property
+    def _sent(self) -> tuple[tuple[int, int], ...]:
+        return self.parts if self.kept is None else ((len(self.kept), self.parts[0][1]),)
+
+    def quantize(self, v: Tensor) -> Tensor:
+        """Return z, the nearest centres of v = f(x) + u (n, dim)."""
+        parts = torch.split(v, [dim for dim, _ in self._sent], dim=1)
+        z = [
+            quantize(part, levels, self.gradient, 2 / levels if self.sigma == "2/L" else float(self.sigma))
+            for part, (_, levels) in zip(parts, self._sent, strict=True)
+        ]
+        return z[0] if len(z) == 1 else torch.cat(z, dim=1)
 
     def decode(self, decoder: nn.Module, code: Tensor, u: Tensor) -> Tensor:
         """Return x_hat (n, c, h, w) for code f(x) and dither u, both (n, dim)."""
-        z = quantize(code + u, self.levels, self.gradient, self.sigma)
-        x_hat: Tensor = decoder(z - u)
+        x_hat: Tensor = decoder(self.quantize(code + u) - u)
         return x_hat
 
+    def cell(self, v: Tensor) -> Tensor:
+        """Return the number (n,) of the z that v = f(x) + u (n, dim) is sent as, 0 .. cells - 1."""
+        number = torch.zeros(len(v), dtype=torch.long, device=v.device)
+        columns = iter(v.unbind(1))
+        for dim, levels in self._sent:
+            for column in itertools.islice(columns, dim):
+                number = number * levels + nearest_index(column, levels).long()
+        return number
+
+    def keep(self, code: Tensor) -> Tensor:
+        """Return the dimensions of a code or dither (n, dim) that are sent."""
+        return code if self.kept is None else code[:, list(self.kept)]
+
     def dither(self, seed: int, name: str, n: int, epoch: int = 0) -> Tensor:
-        """Return u (n, dim), uniform on [-1/(L-1), 1/(L-1)], of one epoch; drawn on the CPU."""
-        uniform = stream(seed, name, epoch).random((n, self.dim), dtype=np.float32)
-        u = torch.from_numpy((uniform * 2.0 - 1.0) * np.float32(half_step(self.levels)))
-        return u.to(torch.get_default_dtype())
+        """Return u (n, dim), uniform on [-1/(L-1), 1/(L-1)], of one epoch; drawn on the CPU.
+
+        A second encoder draws from a stream of its own and a reduced code keeps its columns, so that the first
+        encoder's dither is the same under every decoder.
+        """
+        parts = []
+        for number, (dim, levels) in enumerate(self.parts):
+            uniform = stream(seed, f"{name}.refined" if number else name, epoch).random((n, dim), dtype=np.float32)
+            parts.append(torch.from_numpy((uniform * 2.0 - 1.0) * np.float32(half_step(levels))))
+        return self.keep(torch.cat(parts, dim=1)).to(torch.get_default_dtype())
 
 
 def channel_of(trial: Trial) -> Channel:
     """Return the dithered channel of a compressor trial."""
-    rate, protocol = trial.config["rate"], trial.config["protocol"]
-    return Channel(rate["dim"], rate["levels"], protocol["quantizer_gradient"], protocol["sigma"])
+    rates = [trial.config[key] for key in ("rate", "rate2") if key in trial.config]
+    kept = trial.config.get("dims")
+    return Channel(
+        tuple((rate["dim"], rate["levels"]) for rate in rates),
+        trial.setting("protocol", "quantizer_gradient"),
+        trial.setting("protocol", "sigma"),
+        None if kept is None else tuple(kept),
+    )

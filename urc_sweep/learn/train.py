@@ -7,20 +7,22 @@ checkpoint gives the same bits on the same device with the same number of thread
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
-from urc_sweep.learn.models import blueprint, build, channel_of, fast_layout, tensors_of
-from urc_sweep.learn.objectives import Batch, Objective
+from urc_sweep.learn.models import Channel, blueprint, build, channel_of, fast_layout, tensors_of
+from urc_sweep.learn.objectives import Batch, Objective, critic_gap, gradient_penalty
 from urc_sweep.maths.streams import FIXED_SEED, stream
 from urc_sweep.plan.trials import Trial
 
@@ -42,7 +44,7 @@ class Progress:
     tensors: dict[str, Tensor]
     epoch: int
     step: int
-    sums: dict[str, float]
+    sums: dict[str, list[float]]
     curve: list[CurvePoint]
     seconds: float
 
@@ -61,16 +63,35 @@ class Outcome:
     trace: str | None = None
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """One batch as every lane of a pack sees it: the same images, labels and draws."""
+
+    x: Tensor
+    labels: Mapping[str, Tensor]  # the primary label set first
+    u: Tensor | None = None  # dither (n, dim)
+    code: Tensor | None = None  # f(x) of a frozen encoder (n, dim)
+    epsilon: Tensor | None = None  # where the critic's gradient penalty is taken (n,)
+
+    @property
+    def s(self) -> Tensor:
+        return next(iter(self.labels.values()))
+
+
 @dataclass
 class Lane:
-    """One trial in training. Subclasses say which modules they train and what they minimise."""
+    """One trial in training. Subclasses say which modules they train and what they minimise.
+
+    ``initial`` holds the weights to begin with instead of random ones, by role without number.
+    """
 
     trial: Trial
     data: Data
     frozen: Mapping[str, nn.Module]
     device: torch.device
+    initial: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(init=False)
-    optimizer: torch.optim.Adam = field(init=False)
+    optimizers: dict[str, torch.optim.Adam] = field(init=False)
     epoch: int = 0
     step_index: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -79,42 +100,61 @@ class Lane:
     ended: Outcome | None = None
 
     def __post_init__(self) -> None:
-        networks = blueprint(self.trial, self.data.image, self.data.classes)
-        self.modules = {
-            role: fast_layout(build(make, self.trial.seed, role), self.device)
-            for role, make in networks.items()
-            if role not in self.trial.needs
+        self.modules = {}
+        for role, make in blueprint(self.trial, self.data).items():
+            if role not in self.trial.needs:
+                name = role.partition(".")[0]  # the decoders of a joint trial begin alike, as all of one seed do
+                module = build(make, self.trial.seed, name)
+                if name in self.initial:
+                    module.load_state_dict(self.initial[name])
+                self.modules[role] = fast_layout(module, self.device)
+        critics = [role for role in self.modules if role.startswith("critic")]
+        self.optimizers = {
+            name: self._adam([self.modules[role] for role in roles], rate)
+            for name, roles, rate in (
+                ("adam", [role for role in self.modules if role not in critics], "learning_rate"),
+                ("adam_critic", critics, "critic_learning_rate"),
+            )
+            if roles
         }
-        train = self.trial.config["train"]
-        # Fused: one pass over the parameters instead of one per operation.
-        self.optimizer = torch.optim.Adam(
-            [p for module in self.modules.values() for p in module.parameters()],
-            lr=train["learning_rate"],
-            betas=tuple(train["betas"]),
-            fused=True,
-        )
 
-    def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
+    def _adam(self, modules: Sequence[nn.Module], rate: str) -> torch.optim.Adam:
+        parameters = [p for module in modules for p in module.parameters()]
+        betas = self.trial.setting("train", "betas")
+        # Fused: one pass over the parameters instead of one per operation.
+        return torch.optim.Adam(parameters, lr=self.trial.setting("train", rate), betas=tuple(betas), fused=True)
+
+    def begin(self, epoch: int) -> None:
+        """Make ready for an epoch: training mode, and the learning rates of this epoch."""
+        self.mode(training=True)
+        for name, rate in (("adam", "learning_rate"), ("adam_critic", "critic_learning_rate")):
+            for group in self.optimizers[name].param_groups if name in self.optimizers else ():
+                group["lr"] = self.trial.setting("train", rate) * rate_factor(self.trial, epoch)
+
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the values to record, the one to minimise under ``loss``."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> None:
+    def step(self, inputs: Inputs) -> None:
         """Do one optimizer step and add the batch to the epoch's running sums."""
-        values = self.losses(x, s, u, code)
-        self.optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.add(values, len(s))
+        self.descend("adam", self.losses(inputs), "loss", len(inputs.x))
+
+    def descend(self, optimizer: str, values: Mapping[str, Tensor], loss: str, n: int) -> None:
+        self.optimizers[optimizer].zero_grad(set_to_none=True)
+        values[loss].backward()  # type: ignore[no-untyped-call]
+        self.optimizers[optimizer].step()
+        self.add(values, n)
 
     def add(self, values: Mapping[str, Tensor], n: int) -> None:
         for name, value in values.items():
-            term = value.detach().double() * n
+            term = torch.stack([value.detach().double() * n, torch.tensor(n, dtype=torch.float64, device=self.device)])
             self.sums[name] = self.sums[name] + term if name in self.sums else term
 
-    def read(self, epoch: int, split: str, n: int) -> None:
-        """Turn the running sums into points of the curve."""
+    def read(self, epoch: int, split: str) -> None:
+        """Turn the running sums, each of the images that it has seen, into points of the curve."""
         for name in sorted(self.sums):
-            self.curve.append((epoch, split, name, float(self.sums[name]) / n, self.seconds))
+            total, n = self.sums[name].tolist()
+            self.curve.append((epoch, split, name, total / n, self.seconds))
         self.sums = {}
 
     def mode(self, training: bool) -> None:
@@ -128,11 +168,13 @@ class Lane:
             for role, module in self.modules.items()
             for name, value in tensors_of(module).items()
         }
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"adam/{index}/{key}": value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()
-            }
-        sums = {name: float(value) for name, value in self.sums.items()}
+        for optimizer, adam in self.optimizers.items():
+            for index, state in adam.state_dict()["state"].items():
+                tensors |= {
+                    f"{optimizer}/{index}/{key}": value.detach().to("cpu", copy=True).contiguous()
+                    for key, value in state.items()
+                }
+        sums = {name: value.tolist() for name, value in self.sums.items()}
         return Progress(tensors, self.epoch, self.step_index, sums, list(self.curve), self.seconds)
 
     def load(self, progress: Progress) -> None:
@@ -140,14 +182,14 @@ class Lane:
         for role, module in self.modules.items():
             own = {k.removeprefix(f"{role}/"): v for k, v in progress.tensors.items() if k.startswith(f"{role}/")}
             module.load_state_dict(own)
-        parameters = self.optimizer.param_groups[0]["params"]
         for key, value in progress.tensors.items():
-            if key.startswith("adam/"):
+            adam = self.optimizers.get(key.partition("/")[0])
+            if adam is not None:
                 _, index, name = key.split("/")
-                parameter = parameters[int(index)]
+                parameter = adam.param_groups[0]["params"][int(index)]
                 empty = torch.empty((), dtype=value.dtype, device=parameter.device)
                 like = empty if name == "step" else torch.empty_like(parameter)
-                self.optimizer.state[parameter][name] = like.copy_(value)
+                adam.state[parameter][name] = like.copy_(value)
         self.epoch, self.step_index, self.seconds = progress.epoch, progress.step, progress.seconds
         self.sums = {
             name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()
@@ -167,25 +209,92 @@ class Lane:
 class ClassifierLane(Lane):
     """Stage ``classifier``: minimise the cross-entropy of c(x) in nats on real images."""
 
-    def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
-        logits = self.modules["classifier"](x)
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        s = inputs.labels[self.trial.config["label"]] if "label" in self.trial.config else inputs.s
+        logits = self.modules["classifier"](inputs.x)
         accuracy = (logits.detach().argmax(1) == s).double().mean()
         return {"loss": F.cross_entropy(logits, s), "accuracy": accuracy}
 
 
 class CompressorLane(Lane):
-    """Stages ``end_to_end`` (f and g trained together) and ``universal`` (g on a frozen f, eq. 7 of the paper)."""
+    """Every other stage: whichever of encoder, decoders and critics are not frozen, on one dithered channel.
+
+    ``end_to_end`` (f and g together), ``universal`` and ``reduced`` (g on a frozen f, eq. 7 of the paper), ``refined``
+    (f2 and g beside a frozen f), ``joint`` (one f, several g, losses summed). With a critic, batches alternate as in
+    Zhang et al. 2021: of each 1 + n_critic, the second trains f and g, the others the critic.
+    """
 
     def __post_init__(self) -> None:
         self.channel = channel_of(self.trial)
-        self.objective = Objective(self.trial.weights, self.frozen)
         super().__post_init__()
+        self.objectives = {}
+        for suffix, terms in zip(self.trial.suffixes, self.trial.objectives, strict=True):
+            own = {role: self.modules[role + suffix] for role in ("critic",) if role + suffix in self.modules}
+            weights = {term: entry["weight"] for term, entry in terms.items()}
+            self.objectives[suffix] = Objective(weights, {**self.frozen, **own})
 
-    def losses(self, x: Tensor, s: Tensor, u: Tensor | None, code: Tensor | None) -> dict[str, Tensor]:
-        assert u is not None
-        f_x = self.modules["encoder"](x) if code is None else code
-        x_hat = self.channel.decode(self.modules["decoder"], f_x, u)
-        return self.objective(Batch(x, s, x_hat))
+    def begin(self, epoch: int) -> None:
+        super().begin(epoch)
+        start, end = (self.trial.setting("protocol", key) for key in ("annealing", "annealing_epochs"))
+        if start and self.trial.stage == "end_to_end" and self.trial.weights.get("perception") == 0:
+            self.objectives[""].weights["perception"] = start * max(0, end - epoch) / end
+
+    def reconstruct(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return x_hat of every decoder, by its suffix."""
+        assert inputs.u is not None
+        own = [self.modules[role](inputs.x) for role in ("encoder", "encoder2") if role in self.modules]
+        code = torch.cat([*([] if inputs.code is None else [inputs.code]), *own], dim=1)
+        return {
+            suffix: self.channel.decode(self.modules["decoder" + suffix], code, inputs.u) for suffix in self.objectives
+        }
+
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for suffix, x_hat in self.reconstruct(inputs).items():
+            found = self.objectives[suffix](Batch(inputs.x, inputs.s, x_hat, inputs.labels))
+            values |= {name + suffix: value for name, value in found.items()}
+        return values if "loss" in values else values | {"loss": sum_of(values[f"loss{s}"] for s in self.objectives)}
+
+    def step(self, inputs: Inputs) -> None:
+        if "adam_critic" not in self.optimizers:
+            every = self.trial.setting("protocol", "generator_every")
+            if self.step_index % every == every - 1:
+                super().step(inputs)
+            return
+        generator = self.step_index % (1 + self.trial.setting("protocol", "n_critic")) == 1
+        for role in self.modules:
+            if role.startswith("critic"):
+                self.modules[role].requires_grad_(not generator)
+        if generator:
+            super().step(inputs)
+        else:
+            self.descend("adam_critic", self.critic_losses(inputs), "critic_loss", len(inputs.x))
+
+    def critic_losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what the critics minimise, under ``critic_loss``: 10 * gradient penalty - gap, summed over critics."""
+        assert inputs.epsilon is not None
+        with torch.no_grad():
+            reconstructions = self.reconstruct(inputs)
+        values: dict[str, Tensor] = {}
+        for suffix, x_hat in reconstructions.items():
+            critic = self.modules["critic" + suffix]
+            values["critic_gap" + suffix] = critic_gap(critic, inputs.x, x_hat)
+            values["gradient_penalty" + suffix] = gradient_penalty(critic, inputs.x, x_hat, inputs.epsilon)
+        weight = self.trial.setting("train", "gradient_penalty")
+        signed = ((weight if "penalty" in name else -1) * value for name, value in values.items())
+        return values | {"critic_loss": sum_of(signed)}
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum()
+
+
+def rate_factor(trial: Trial, epoch: int) -> float:
+    """Return by what the learning rates are multiplied in an epoch, counted from 0."""
+    if milestones := trial.setting("protocol", "milestones"):
+        return float([1.0, *(factor for start, factor in milestones if epoch >= start)][-1])
+    passed = sum(epoch >= round(at * trial.setting("train", "epochs")) for at in trial.setting("train", "decay_at"))
+    return float(trial.setting("train", "decay") ** passed)
 
 
 @torch.no_grad()
@@ -202,6 +311,7 @@ def train_pack(
     frozen: Mapping[str, nn.Module],
     device: torch.device,
     *,
+    initial: Mapping[str, Mapping[str, Tensor]] | None = None,
     resume: Mapping[str, Progress] | None = None,
     on_epoch: Callable[[Lane], None] = lambda lane: None,
     on_checkpoint: Callable[[str, Progress], None] = lambda trial_id, progress: None,
@@ -210,21 +320,20 @@ def train_pack(
 ) -> list[Outcome]:
     """Train a pack and return one outcome per trial, in order.
 
-    ``frozen`` holds networks in evaluation mode by role: ``classifier``, and ``encoder`` for a universal pack.
+    ``frozen`` holds networks in evaluation mode by role: ``classifier``, and ``encoder`` where that is not trained;
+    ``initial`` the weights that a role begins with, where they are not random.
     Checkpoints are taken at the first epoch boundary ``checkpoint_seconds`` after the last, and after the current
     step once ``should_stop`` says so; then ``Interrupted`` is raised.
     """
-    config = trials[0].config
-    torch.set_num_threads(config["train"]["threads"])
+    torch.set_num_threads(trials[0].setting("train", "threads"))
     kind = ClassifierLane if trials[0].stage == "classifier" else CompressorLane
-    lanes: list[Lane] = [kind(trial, data, frozen, device) for trial in trials]
+    lanes: list[Lane] = [kind(trial, data, frozen, device, initial or {}) for trial in trials]
     for lane in lanes:
         if resume and lane.trial.id in resume:
             lane.load(resume[lane.trial.id])
-    codes = encode(frozen["encoder"], data.train) if "encoder" in frozen else None
-    run = _Run(lanes, data, codes, on_epoch, on_checkpoint, checkpoint_seconds, should_stop)
+    run = _Run(lanes, data, on_epoch, on_checkpoint, checkpoint_seconds, should_stop)
     first = min(lane.epoch for lane in lanes)
-    for epoch in range(first, config["train"]["epochs"]):
+    for epoch in range(first, trials[0].setting("train", "epochs")):
         run.epoch(epoch)
     for lane in lanes:
         if lane.ended is None:
@@ -247,48 +356,58 @@ def _ending(lane: Lane) -> Iterator[None]:
 class _Run:
     lanes: list[Lane]
     data: Data
-    codes: Tensor | None
     on_epoch: Callable[[Lane], None]
     on_checkpoint: Callable[[str, Progress], None]
     checkpoint_seconds: float
     should_stop: Callable[[], bool]
     checkpointed: float = field(default_factory=time.monotonic)
+    codes: Tensor | None = None
+    moving: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        lead = self.lanes[0]
+        self.channel: Channel | None = lead.channel if isinstance(lead, CompressorLane) else None
+        if "encoder" in lead.frozen and lead.modules:
+            if lead.trial.setting("protocol", "frozen_batchnorm") == "batch":
+                # The published code: each batch normalises itself. On a copy, whose running statistics nobody reads.
+                self.moving = copy.deepcopy(lead.frozen["encoder"]).train()
+            else:
+                self.codes = encode(lead.frozen["encoder"], self.data.train)
 
     def epoch(self, epoch: int) -> None:
         """Train every lane that has come no further than this epoch through it."""
         lead = self.lanes[0]
-        train, seed = lead.trial.config["train"], lead.trial.seed
-        n, size = len(self.data.train), train["batch_size"]
+        seed, n, size = lead.trial.seed, len(self.data.train), lead.trial.setting("train", "batch_size")
         order = torch.from_numpy(stream(seed, "order", epoch).permutation(n)).to(lead.device)
-        u = self.dither(seed, "dither", n, epoch)
-        rate = train["learning_rate"] * train["decay"] ** sum(
-            epoch >= round(f * train["epochs"]) for f in train["decay_at"]
-        )
+        u, epsilon = self.dither(seed, "dither", n, epoch), None
+        if "adam_critic" in lead.optimizers:
+            mixing = torch.from_numpy(stream(seed, "mixing", epoch).random(n, dtype=np.float32))
+            epsilon = mixing.to(lead.device, torch.get_default_dtype())
         members = [lane for lane in self.lanes if lane.ended is None and lane.epoch == epoch]
         for lane in members:
-            lane.mode(training=True)
-            for group in lane.optimizer.param_groups:
-                group["lr"] = rate
+            lane.begin(epoch)
         # A last batch of one image has no batch statistics; it is dropped.
-        starts = [i for i in range(0, n, size) if n - i > 1]
-        seen = sum(min(size, n - i) for i in starts)
-        for step, i in enumerate(starts):
+        for step, i in enumerate(i for i in range(0, n, size) if n - i > 1):
             active = [lane for lane in members if lane.ended is None and lane.step_index == step]
             if active:
-                self.step(active, order[i : i + size], None if u is None else u[i : i + size])
+                part = slice(i, i + size)
+                self.step(
+                    active, order[part], None if u is None else u[part], None if epsilon is None else epsilon[part]
+                )
         for lane in members:
             if lane.ended is None:
-                self.finish_epoch(lane, epoch, seen)
+                self.finish_epoch(lane, epoch)
         if time.monotonic() - self.checkpointed >= self.checkpoint_seconds:
             self.checkpoint()
 
-    def step(self, active: list[Lane], index: Tensor, u: Tensor | None) -> None:
+    def step(self, active: list[Lane], index: Tensor, u: Tensor | None, epsilon: Tensor | None) -> None:
         began = time.perf_counter()
-        x, s = self.data.train.pixels(index), self.data.train.labels[index]
-        code = None if self.codes is None else self.codes[index]
+        x = self.data.train.pixels(index)
+        labels = {name: values[index] for name, values in self.data.train.label_sets.items()}
+        inputs = Inputs(x, labels, u, self.code_of(x, index), epsilon)
         for lane in active:
             with _ending(lane):
-                lane.step(x, s, u, code)
+                lane.step(inputs)
             lane.step_index += 1
         spent = time.perf_counter() - began
         for lane in active:
@@ -297,13 +416,23 @@ class _Run:
             self.checkpoint()
             raise Interrupted
 
-    def finish_epoch(self, lane: Lane, epoch: int, seen: int) -> None:
-        finite = all(math.isfinite(float(value)) for value in lane.sums.values())
-        lane.read(epoch + 1, "train", seen)
+    @torch.no_grad()
+    def code_of(self, x: Tensor, index: Tensor) -> Tensor | None:
+        """Return what a frozen encoder sends of a training batch, ``None`` where the encoder is trained."""
+        if self.channel is None or (self.moving is None and self.codes is None):
+            return None
+        return self.channel.keep(self.moving(x) if self.moving is not None else self.codes[index])  # type: ignore[index]
+
+    def finish_epoch(self, lane: Lane, epoch: int) -> None:
+        finite = all(bool(value.isfinite().all()) for value in lane.sums.values())
+        trained = "loss" in lane.sums
+        lane.read(epoch + 1, "train")
         lane.epoch, lane.step_index = epoch + 1, 0
-        epochs = lane.trial.config["train"]["epochs"]
+        epochs = lane.trial.setting("train", "epochs")
         if not finite:
             lane.end("diverged", message=f"the loss is not finite in epoch {epoch + 1} of {epochs}")
+        elif not trained:
+            lane.end("failed", message="no batch of an epoch is the encoder's and decoder's; lower train.batch_size")
         elif (epoch + 1) % math.ceil(epochs / VALIDATIONS) == 0 or epoch + 1 == epochs:
             with _ending(lane):
                 self.validate(lane, epoch + 1)
@@ -313,18 +442,20 @@ class _Run:
     def validate(self, lane: Lane, epoch: int) -> None:
         split = self.data.validation
         u = self.dither(FIXED_SEED, "dither.validation", len(split), 0)
-        code = encode(lane.frozen["encoder"], split) if "encoder" in lane.frozen else None
+        code = None
+        if self.channel is not None and "encoder" in lane.frozen:
+            code = self.channel.keep(encode(lane.frozen["encoder"], split))
         lane.mode(training=False)
         for i in range(0, len(split), EVALUATION_BATCH):
             part = slice(i, i + EVALUATION_BATCH)
-            batch = split.pixels(part), split.labels[part]
-            values = lane.losses(*batch, None if u is None else u[part], None if code is None else code[part])
-            lane.add(values, len(batch[1]))
-        lane.read(epoch, "validation", len(split))
+            labels = {name: values[part] for name, values in split.label_sets.items()}
+            own = (None if drawn is None else drawn[part] for drawn in (u, code))
+            inputs = Inputs(split.pixels(part), labels, *own)
+            lane.add(lane.losses(inputs), len(inputs.x))
+        lane.read(epoch, "validation")
 
     def dither(self, seed: int, name: str, n: int, epoch: int) -> Tensor | None:
-        lead = self.lanes[0]
-        return lead.channel.dither(seed, name, n, epoch).to(lead.device) if isinstance(lead, CompressorLane) else None
+        return None if self.channel is None else self.channel.dither(seed, name, n, epoch).to(self.lanes[0].device)
 
     def checkpoint(self) -> None:
         for lane in self.lanes:

@@ -16,10 +16,9 @@ from urc_sweep.errors import SpecError
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 64_000, 20, 20_000
 Path = tuple[str | int, ...]
 # What people write for numbers; YAML 1.1 leftovers (012, 1:30, 1_000, 0x1F) are refused instead of guessed.
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_TAGS = frozenset(
-    f"tag:yaml.org,2002:{kind}" for kind in "map seq str null bool int float timestamp merge value".split()
-)
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+_INT = re.compile(rf"[-+]?({_INDEX.pattern})")
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in "map seq str null bool int float timestamp merge value".split()}
 _MAX_DIGITS = 400
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -28,7 +27,8 @@ def dotted(path: Path) -> str:
     """Return ``stages.end_to_end.objective`` or ``rates[1].levels`` for a path of keys and indices."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        word = str(step) if str(step).isprintable() else repr(step)
+        text += f"[{step}]" if isinstance(step, int) else f".{word}" if text else word
     return text
 
 
@@ -43,43 +43,41 @@ class Document:
 
     def problem(self, path: Path, message: str) -> str:
         """Return ``file:line:col: path: message`` with the nearest place that the file itself holds."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.overrides:
-                return f"--set {self.overrides[path[:length]]}: {dotted(path)}: {message}"
-        near = path
-        while near and near not in self.places:
-            near = near[:-1]
-        line, column = self.places.get(near, (1, 1))
+        outwards = [path[:length] for length in range(len(path), -1, -1)]
+        for near in outwards:
+            if near in self.overrides:
+                return f"--set {self.overrides[near]}: {dotted(path)}: {message}"
+        line, column = next((self.places[near] for near in outwards if near in self.places), (1, 1))
         return f"{self.source}:{line}:{column}: {dotted(path) + ': ' if path else ''}{message}"
 
     def override(self, assignment: str) -> None:
-        """Apply one ``--set a.b=value``; the value is YAML, list indices are written ``rates.0.dim``."""
+        """Apply one ``--set a.b=value``; the value is YAML, list indices are ``rates.0.dim``, ``*`` means all."""
         key, separator, text = assignment.partition("=")
         if not separator or not key:
             raise SpecError(f"--set {assignment}: expected KEY.SUBKEY=VALUE")
-        path: Path = tuple(
-            int(part) if _INT.fullmatch(part) and part.isdigit() else part for part in key.strip().split(".")
-        )
-        value = read(text, f"--set {assignment}").value
-        target = self.value
-        for depth, step in enumerate(path[:-1]):
-            if isinstance(target, dict) and not isinstance(step, int):
-                if not isinstance(target.get(step), (dict, list)):
-                    target[step] = {}
-                target = target[step]
-            elif isinstance(target, list) and isinstance(step, int) and step < len(target):
-                target = target[step]
-            else:
-                raise SpecError(f"--set {assignment}: {dotted(path[: depth + 1])} is not in the sweep file")
-        last = path[-1]
-        if isinstance(target, dict):
-            path = (*path[:-1], str(last))
-            target[str(last)] = value
-        elif isinstance(target, list) and isinstance(last, int) and last < len(target):
-            target[last] = value
-        else:
-            raise SpecError(f"--set {assignment}: {dotted(path)} is not in the sweep file")
-        self.overrides[path] = assignment
+        parts = key.strip().split(".")
+        self._set(tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts), text, assignment)
+
+    def _set(self, path: Path, text: str, assignment: str) -> None:
+        value, target = read(text, f"--set {assignment}").value, self.value
+        for depth, step in enumerate(path):
+            before, last = path[:depth], depth + 1 == len(path)
+            if step == "*":
+                if not isinstance(target, list):
+                    raise SpecError(f"--set {assignment}: {dotted(before)} is not a list in the sweep file")
+                for index in range(len(target)):
+                    self._set((*before, index, *path[depth + 1 :]), text, assignment)
+                return
+            if isinstance(target, dict) and (last or isinstance(step, str)):
+                step = str(step)
+            elif not (isinstance(target, list) and isinstance(step, int) and step < len(target)):
+                raise SpecError(f"--set {assignment}: {dotted((*before, step))} is not in the sweep file")
+            if last:
+                target[step] = value
+                self.overrides[(*before, step)] = assignment
+            elif isinstance(target, dict) and not isinstance(target.get(step), (dict, list)):
+                target[step] = {}
+            target = target[step]
 
 
 def read(text: str, source: str) -> Document:
@@ -88,16 +86,14 @@ def read(text: str, source: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise SpecError(f"{source}:1:1: larger than {MAX_BYTES:,} bytes")
     try:
-        yaml = YAML(typ="safe", pure=True)
-        root = yaml.compose(text)
+        root = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
         raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{source}:1:1: not YAML: {str(error).splitlines()[0]}") from None
-    seen: set[int] = set()
-    document.value = {} if root is None else _plain(root, (), document, seen)
+    document.value = {} if root is None else _plain(root, (), document, set())
     return document
 
 
@@ -105,8 +101,7 @@ def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
     if id(node) in seen:  # the node's own place is its anchor's
         raise SpecError(document.problem(path, "aliases (*name) are not accepted; write the value out"))
     seen.add(id(node))
-    place = (node.start_mark.line + 1, node.start_mark.column + 1)
-    document.places.setdefault(path, place)
+    document.places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
 
     def refuse(message: str, at: Node = node, where: Path = path) -> SpecError:
         line, column = at.start_mark.line + 1, at.start_mark.column + 1
@@ -137,8 +132,6 @@ def _plain(node: Node, path: Path, document: Document, seen: set[int]) -> Any:
 def _scalar(node: ScalarNode, refuse: Any) -> Any:
     text = str(node.value)
     kind = str(node.tag).rsplit(":", 1)[-1]
-    if node.style in ("'", '"', "|", ">") and kind == "str":
-        return text
     if kind == "str":
         return text
     if kind == "null":

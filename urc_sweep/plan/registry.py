@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from urc_sweep.errors import SpecError, choices
 from urc_sweep.maths.ids import digest
 
 KINDS = ("dataset", "model", "classifier", "term", "metric", "search")
-BUILT_IN = ("plan.search", "learn.data", "learn.models", "learn.objectives", "learn.evaluate")
+BUILT_IN = ("plan.search", "learn.data", "learn.models", "learn.objectives", "learn.evaluate", "learn.perception")
 PLUGIN_GROUP = "urc_sweep.plugins"
 PARAMETER_TYPES: Mapping[str, type] = MappingProxyType({"int": int, "float": float, "str": str, "bool": bool})
 
@@ -51,7 +51,7 @@ class Component:
     parameters: Mapping[str, Parameter]
     facts: Mapping[str, Any]
     summary: str = ""
-    source_sha256: str | None = field(default=None)
+    source_sha256: str | None = None
 
     def load(self) -> Any:
         """Import and return the component itself (this is where torch comes in)."""
@@ -81,22 +81,15 @@ def component(kind: str, name: str, *, version: int, **facts: Any) -> Callable[[
             return target  # read from the source text, see _built_in
         if (kind, name) in known():
             raise SpecError(f"plugin {target.__module__}: {kind} {name!r} exists already")
-        source = Path(inspect.getsourcefile(target) or "").read_bytes()
+        source_sha256 = digest(Path(inspect.getsourcefile(target) or "").read_bytes())
+        summary = _summary(inspect.getdoc(target))
         parameters = {
             p.name: _parameter(kind, name, p)
             for p in inspect.signature(target).parameters.values()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
         _plugins[kind, name] = Component(
-            kind,
-            name,
-            version,
-            target.__module__,
-            target.__name__,
-            parameters,
-            facts,
-            _summary(inspect.getdoc(target)),
-            digest(source),
+            kind, name, version, target.__module__, target.__name__, parameters, facts, summary, source_sha256
         )
         return target
 
@@ -177,12 +170,10 @@ def _built_in() -> dict[tuple[str, str], Component]:
 def _read(node: ast.FunctionDef | ast.ClassDef, call: ast.Call, module: str) -> Component:
     kind, name = (ast.literal_eval(argument) for argument in call.args)
     facts = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-    signature = node
-    if isinstance(node, ast.ClassDef):
-        inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-        signature = inits[0] if inits else None  # type: ignore[assignment]
+    inits = (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
+    signature = next(inits, None) if isinstance(node, ast.ClassDef) else node
     parameters = {}
-    if isinstance(signature, ast.FunctionDef):
+    if signature is not None:
         for argument, default in zip(signature.args.kwonlyargs, signature.args.kw_defaults, strict=True):
             if argument.annotation is not None and default is not None:
                 kind_of = PARAMETER_TYPES[ast.unparse(argument.annotation)]
@@ -192,16 +183,12 @@ def _read(node: ast.FunctionDef | ast.ClassDef, call: ast.Call, module: str) -> 
 
 
 def _parameter(kind: str, name: str, parameter: inspect.Parameter) -> Parameter:
-    declared = PARAMETER_TYPES.get(_annotation(parameter.annotation))
+    written = parameter.annotation
+    declared = PARAMETER_TYPES.get(written if isinstance(written, str) else getattr(written, "__name__", "str"))
     if declared is None or parameter.default is inspect.Parameter.empty:
-        raise ValueError(
-            f"{kind} {name!r}: {parameter.name} needs a default and a type of {', '.join(PARAMETER_TYPES)}"
-        )
+        wanted = f"a default and a type of {', '.join(PARAMETER_TYPES)}"
+        raise ValueError(f"{kind} {name!r}: {parameter.name} needs {wanted}")
     return Parameter(declared, parameter.default)
-
-
-def _annotation(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "str")
 
 
 def _summary(docstring: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,35 +14,59 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 
 @dataclass(frozen=True)
 class Source:
-    """A data root, and whether a missing set may be downloaded into it."""
+    """A data root, and whether a missing set may be downloaded into it.
+
+    A published set says by its fact ``folder`` where its files lie, and by ``files`` which they are (without: IDX
+    files, also as ``.gz``). Other sets have no files of their own here.
+    """
 
     root: str | None = None
     offline: bool = False
 
-    def directory(self, folder: str) -> Path:
-        """Return where the IDX files of one MNIST-like set lie: ``<root>/<folder>/raw``, as torchvision has it."""
-        root = Path(self.root) if self.root else Path.home() / ".cache" / "urc-sweep"
-        return root / folder / "raw"
+    @property
+    def base(self) -> Path:
+        return Path(self.root) if self.root else Path.home() / ".cache" / "urc-sweep"
+
+    def directory(self, name: str) -> Path:
+        """Return where the files of a published set belong: ``<root>/<folder>/raw``, as torchvision has it."""
+        folder = registry.find("dataset", name).facts.get("folder")
+        return self.base if folder is None else self.base / folder / "raw"
+
+    def paths(self, name: str) -> list[Path]:
+        """Return where each file of a published set is, else where it belongs; unpacked wins over ``.gz``."""
+        facts, directory = registry.find("dataset", name).facts, self.directory(name)
+        if "folder" not in facts:
+            return []
+        endings = ("",) if "files" in facts else ("", ".gz")
+        places = [
+            [folder / f"{file}{ending}" for folder in (directory, directory.parent) for ending in endings]
+            for file in facts.get("files", IDX_FILES)
+        ]
+        return [next(filter(Path.is_file, candidates), candidates[0]) for candidates in places]
 
     def missing(self, name: str) -> list[str]:
-        """Return the files of data set ``name`` that are there neither unpacked nor as ``.gz``."""
-        folder = registry.find("dataset", name).facts.get("folder")
-        if folder is None:
-            return []
-        directory = self.directory(folder)
-        return [
-            file for file in IDX_FILES if not (directory / file).is_file() and not (directory / f"{file}.gz").is_file()
-        ]
+        """Return the files of data set ``name`` that are not there."""
+        return [path.name for path in self.paths(name) if not path.is_file()]
 
     def require(self, name: str) -> None:
         """Raise ``DataError`` if the set is missing and may not be downloaded."""
         if self.offline and self.missing(name):
-            raise DataError(
-                f"data set {name} is not on this machine and --offline forbids a download: {self.remedy(name)}"
-            )
+            why = "is not on this machine and --offline forbids a download"
+            raise DataError(f"data set {name} {why}: {self.remedy(name)}")
 
     def remedy(self, name: str) -> str:
         """Return what to put where."""
-        directory = self.directory(registry.find("dataset", name).facts["folder"])
-        files = ", ".join(self.missing(name))
-        return f"put {files} (or .gz) into {directory}, or name another folder with --data-root or URC_SWEEP_DATA"
+        facts = registry.find("dataset", name).facts
+        files = ", ".join(self.missing(name)) + ("" if "files" in facts else " (or .gz)")
+        what = files if "folder" in facts else "it"
+        return f"put {what} into {self.directory(name)}, or name another folder with --data-root or URC_SWEEP_DATA"
+
+    def inside(self, name: str, path: str) -> Path:
+        """Return the place that a sweep file names for data set ``name``; it never lies outside of the data root."""
+        place = Path(path)
+        if place.is_absolute() or ".." in place.parts or not place.parts:
+            wanted = f"a folder or .npz file below {self.base}, without `..`"
+            raise DataError(f"data set {name}: path {path!r}: expected {wanted}")
+        if not os.path.exists(self.base / place):  # unlike Path.exists, False for names no file system takes
+            raise DataError(f"data set {name}: there is no {path!r}: {self.remedy(name)}")
+        return self.base / place

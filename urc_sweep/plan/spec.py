@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -70,6 +70,10 @@ class Range(Section):
     scale: Literal["log", "linear"] = "log"
 
 
+CONTROLS = ("random", "classifier_only")
+Condition = Literal["all", "random", "classifier_only"] | dict[str, Any]
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
@@ -90,16 +94,67 @@ class Train(Section):
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.5, 0.9], min_length=2, max_length=2)
     decay: float = Field(0.2, gt=0, le=1)
     decay_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field([2 / 3], description="fractions of the epochs")
+    critic_learning_rate: float = Field(2e-4, gt=0, le=10)
+    gradient_penalty: float = Field(10.0, ge=0, le=1e6, description="weight of the critic's (WGAN-GP)")
     precision: Literal["fp32"] = "fp32"
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of one trial; part of its id")
 
 
 class Protocol(Section):
-    """The named settings in which published code and text differ (science: frozen encoders in evaluation mode)."""
+    """The named settings in which published code and text differ. Without a ``preset``, keys change ``sound``."""
 
-    preset: Literal["sound"] = "sound"
+    preset: Literal["sound", "zhang2021", "paper"] = "sound"
     quantizer_gradient: Literal["soft", "identity"] = "soft"
-    sigma: float = Field(1.0, gt=0, le=1e6, description="sharpness of the soft quantizer's gradient")
+    sigma: Annotated[float, Field(gt=0, le=1e6)] | Literal["2/L"] = Field(
+        1.0, description="sharpness of the soft quantizer's gradient; 2/L as in the published SVHN code"
+    )
+    frozen_batchnorm: Literal["eval", "batch"] = Field(
+        "eval", description="whether a frozen encoder normalises by its running statistics or by each training batch's"
+    )
+    generator_every: Literal[1, 2] = Field(1, description="without a critic: train on every batch or on every second")
+    n_critic: int = Field(1, ge=1, le=1000, description="batches for the critic per batch for encoder and decoder")
+    annealing: Weight = Field(
+        0.0, description="of an end-to-end trial at perception 0: its weight at first, falling to 0 linearly"
+    )
+    annealing_epochs: int = Field(12, ge=1)
+    decoder_output_batchnorm: bool = Field(False, description="batch norm before the decoder's sigmoid (Table 1)")
+    milestones: list[Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]] = Field(
+        [], description="pairs of (epoch, learning-rate factor from there on), instead of train.decay_at"
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"preset"})
+
+
+# The learning-rate factors of the published code (Zhang et al. 2021, train.py), by data set, at absolute epochs.
+MILESTONES = {"fashion_mnist": [[20, 0.2], [35, 0.02]], "svhn": [[25, 0.2]]}
+
+
+def preset(name: str, dataset: str) -> Protocol:
+    """Return a named protocol: ``zhang2021`` is uRDP's code, ``paper`` the text and tables of arXiv 2504.13191.
+
+    ``sound`` is what the project stands for: frozen encoders in evaluation mode, no annealing, every batch used.
+    """
+    if name == "zhang2021":
+        milestones = MILESTONES.get(dataset, [[20, 0.2], [40, 0.02]])
+        return Protocol(
+            sigma="2/L" if dataset == "svhn" else 1.0,
+            frozen_batchnorm="batch",
+            generator_every=2,
+            annealing=0.0005,
+            milestones=milestones,
+        )
+    return Protocol(decoder_output_batchnorm=name == "paper")
+
+
+def preset_of(settings: Mapping[str, Any], dataset: str) -> str:
+    """Return the first preset that has all of these settings, ``custom`` if none has."""
+    for name in ("sound", "zhang2021", "paper"):
+        known = preset(name, dataset).settings
+        if all(value == known[key] for key, value in settings.items() if key in known):
+            return name
+    return "custom"
 
 
 class Resources(Section):
@@ -125,6 +180,21 @@ class Search(Section):
     seed: Seed = 0
 
 
+def _preset(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [{} if value is None else value]
+
+
+Preset = Annotated[
+    Protocol, BeforeValidator(_preset, json_schema_input_type=Literal["sound", "zhang2021", "paper"] | Protocol)
+]
+T = TypeVar("T")
+Many = Annotated[list[T], BeforeValidator(_listed), Field(min_length=1)]
+
+
 class Stage(Section):
     """What every stage may override."""
 
@@ -133,10 +203,14 @@ class Stage(Section):
 
 
 class Classifier(Stage):
-    """A classifier of the data, trained once for all seeds of the sweep."""
+    """A classifier of the data, trained once for all seeds of the sweep; a list has one entry per label set."""
 
     network: str = "paper"
     seed: Seed = 0
+    label: str | None = Field(None, description="the label set this entry is for; default: all without an own entry")
+    checkpoint: str | None = Field(
+        None, min_length=1, description="a .safetensors file, relative to the sweep file, not trained on"
+    )
 
 
 class Heldout(Classifier):
@@ -146,33 +220,61 @@ class Heldout(Classifier):
     seed: Seed = 1
 
 
-class EndToEnd(Stage):
-    """Encoder and decoder trained together, once per combination of objective weights."""
+class Compressor(Stage):
+    """A stage with an objective: one trial per combination of its weights."""
 
     objective: dict[str, Weights] = Field(min_length=1)
+    protocol: Preset | None = Field(None, description="keys here override the sweep's")
+    init: Literal["random", "parent"] | dict[str, Any] = Field(
+        "random", description="initial weights: random, of the frozen encoder's trial, or of the end-to-end trial named"
+    )
 
 
-class Universal(EndToEnd):
-    """New decoders on frozen end-to-end encoders."""
+class EndToEnd(Compressor):
+    """Encoder and decoder trained together, once per combination of objective weights."""
 
-    encoders: Literal["all"] | dict[str, Any] | list[dict[str, Any]]
+    rates: list[Rate] | None = Field(None, min_length=1, description="default: the sweep's")
+    seeds: list[Seed] | None = Field(None, min_length=1, description="default: the sweep's")
 
 
-def _empty_is_default(value: Any) -> Any:
-    return {} if value is None else value
+class Joint(EndToEnd):
+    """One encoder trained with one decoder per combination of weights, losses summed: the infimum of eq. 7."""
+
+
+class Universal(Compressor):
+    """New decoders on the frozen encoders of end-to-end trials, or of the controls that no tradeoff trained."""
+
+    encoders: Condition | list[Condition]
+    critic_init: Literal["parent", "random"] = Field("parent", description="random where the parent has no critic")
+
+
+class Refined(Universal):
+    """A second encoder of dim2 * log2(levels2) bits, and a decoder of both codes, on a frozen first encoder."""
+
+    dim2: int = Field(ge=1, le=4096)
+    levels2: int = Field(ge=2, le=65536)
+
+
+class Reduced(Universal):
+    """New decoders of a subset of a frozen encoder's latent dimensions, counted from 0."""
+
+    dims: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
 
 
 class Stages(Section):
-    """The kinds of training a sweep does; a universal stage needs an end-to-end one."""
+    """The kinds of training a sweep does: each a mapping, or a list of variants."""
 
-    classifier: Annotated[Classifier, BeforeValidator(_empty_is_default)] = Classifier()
-    heldout_classifier: Annotated[Heldout, BeforeValidator(_empty_is_default)] = Heldout()
-    end_to_end: Annotated[EndToEnd | None, BeforeValidator(_empty_is_default)] = None
-    universal: Annotated[Universal | None, BeforeValidator(_empty_is_default)] = None
+    classifier: Many[Classifier] = [Classifier()]
+    heldout_classifier: Many[Heldout] = [Heldout()]
+    end_to_end: Many[EndToEnd] = []
+    joint: Many[Joint] = []
+    universal: Many[Universal] = []
+    refined: Many[Refined] = []
+    reduced: Many[Reduced] = []
 
 
-def _preset(value: Any) -> Any:
-    return {"preset": value} if isinstance(value, str) else value
+STAGES = (EndToEnd, Joint, Universal, Refined, Reduced)
+COMPRESSORS = ("end_to_end", "joint", "universal", "refined", "reduced")
 
 
 class Sweep(Section):
@@ -183,15 +285,24 @@ class Sweep(Section):
     model: Chosen = Chosen(name="paper")
     rates: list[Rate] = Field(min_length=1)
     seeds: list[Seed] = Field([0], min_length=1)
-    protocol: Annotated[Protocol, BeforeValidator(_preset, json_schema_input_type=Literal["sound"] | Protocol)] = (
-        Protocol()
-    )
+    protocol: Preset = Protocol()
     train: Train = Train()
     stages: Stages
     search: Search = Search()
     resources: Resources = Resources()
     budget: Budget = Budget()
     _document: Document = PrivateAttr(default_factory=lambda: Document("<sweep>"))
+
+    def variants(self, stage: str) -> Iterator[tuple[KeyPath, Any]]:
+        """Yield the place and the section of every variant of a stage."""
+        written = (self._document.value or {}).get("stages", {}).get(stage)
+        for index, section in enumerate(getattr(self.stages, stage)):
+            yield ("stages", stage, index) if isinstance(written, list) else ("stages", stage), section
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep file lies: what its file names are relative to."""
+        return Path(self._document.source).parent
 
     def problem(self, path: KeyPath, message: str) -> SpecError:
         """Return the error of one key, with the file, line and column where it was written."""
@@ -238,16 +349,22 @@ def json_schema() -> dict[str, Any]:
             "properties": {"name": {"enum": registry.names(kind)}},
         }
     definitions = schema["$defs"]
-    for stage in ("EndToEnd", "Universal"):
-        definitions[stage]["properties"]["objective"]["propertyNames"] = {"enum": registry.names("term")}
-    for stage in ("Classifier", "Heldout"):
-        definitions[stage]["properties"]["network"]["enum"] = registry.names("classifier")
+    for stage in STAGES:
+        definitions[stage.__name__]["properties"]["objective"]["propertyNames"] = {
+            "pattern": rf"^({'|'.join(registry.names('term'))})(\..+)?$"
+        }
+    for section in ("Classifier", "Heldout"):
+        definitions[section]["properties"]["network"]["enum"] = registry.names("classifier")
+    for listed in definitions["Stages"]["properties"].values():
+        listed["anyOf"] = [listed["items"], {"type": listed.pop("type"), "items": listed.pop("items")}]
     definitions["Search"]["properties"]["strategy"]["enum"] = registry.names("search")
     return schema
 
 
 EITHER = {
-    "encoders": "should be all, a mapping or a list of mappings, not {!r}",
+    "encoders": "should be all, random, classifier_only, a mapping or a list of these, not {!r}",
+    "init": "should be random, parent or a mapping that names an end-to-end trial, not {!r}",
+    "sigma": "should be a number or 2/L, not {!r}",
     "gpus": "should be auto or a number, not {!r}",
     "lanes": "should be auto or a number, not {!r}",
 }
@@ -277,9 +394,11 @@ def _lines(document: Document, error: ValidationError) -> Iterator[str]:
     # A key that may hold this or that has a problem per kind: one line says it.
     for path, group in itertools.groupby(lines, key=lambda line: line[0]):
         found = [line for _, line in group]
+        if path and path[-1] in EITHER and any(deeper[: len(path)] == path != deeper for deeper, _ in lines):
+            continue  # an item of the list says it better
         yield (
             document.problem(path, EITHER[path[-1]].format(_get(document.value, path)))
-            if len(found) > 1 and path[-1] in EITHER
+            if len(found) > 1 and path and path[-1] in EITHER
             else found[0]
         )
 
@@ -295,6 +414,8 @@ def _message(detail: ErrorDetails, path: KeyPath) -> str:
     if kind == "too_short":
         wanted = detail["ctx"]["min_length"]
         return "empty; give at least one value" if wanted == 1 else f"should have {wanted} values, not {len(given)}"
+    if kind == "too_long":
+        return f"should have {detail['ctx']['max_length']} values, not {len(given)}"
     if kind == "literal_error":
         expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{given!r} is not known; {choices(given, expected)}"
@@ -309,12 +430,18 @@ def _keys(path: KeyPath) -> list[str]:
     """Return the keys that the mapping at ``path`` may hold, by walking the section classes."""
     section: Any = Sweep
     for step in path:
-        if isinstance(step, int):
-            continue
-        annotation = section.model_fields[step].annotation if step in section.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Range)
+        if not isinstance(step, int):
+            field = section.model_fields.get(step)
+            section = next(_sections(field.annotation if field else None), Range)
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the section classes that a key's type mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
 
 
 def _check(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
@@ -326,24 +453,45 @@ def _check(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
     if sweep.search.strategy not in registry.names("search"):
         yield ("search", "strategy"), f"unknown; {choices(sweep.search.strategy, registry.names('search'))}"
     for role in ("classifier", "heldout_classifier"):
-        network = getattr(sweep.stages, role).network
-        if network not in registry.names("classifier"):
-            yield (
-                ("stages", role, "network"),
-                f"unknown classifier {network!r}; {choices(network, registry.names('classifier'))}",
-            )
-    if sweep.stages.universal and not sweep.stages.end_to_end:
-        yield ("stages", "universal"), "needs the stage end_to_end, whose encoders it freezes"
-    for stage in ("end_to_end", "universal"):
-        settings = getattr(sweep.stages, stage)
-        for term, weights in settings.objective.items() if settings else ():
-            path = ("stages", stage, "objective", term)
-            if term not in registry.names("term"):
-                yield path, f"unknown objective term; {choices(term, registry.names('term'))}"
-            if isinstance(weights, Range):
-                yield from _check_range(sweep, weights, path)
-            elif not weights:
-                yield path, "empty; give at least one weight"
+        for path, settings in sweep.variants(role):
+            if settings.network not in registry.names("classifier"):
+                known = choices(settings.network, registry.names("classifier"))
+                yield (*path, "network"), f"unknown classifier {settings.network!r}; {known}"
+    yield from _check_protocol(sweep, sweep.protocol, ("protocol",))
+    for stage in COMPRESSORS:
+        for path, settings in sweep.variants(stage):
+            if isinstance(settings, Universal) and not sweep.stages.end_to_end:
+                yield path, "needs the stage end_to_end, whose encoders it freezes"
+            yield from _check_protocol(sweep, settings.protocol, (*path, "protocol"))
+            for term, weights in settings.objective.items():
+                place = (*path, "objective", term)
+                name, dot, label = term.partition(".")
+                if name not in registry.names("term"):
+                    yield place, f"unknown objective term; {choices(name, registry.names('term'))}"
+                elif dot and not registry.find("term", name).facts.get("needs"):
+                    yield place, f"{name} looks at no label set; write {name}"
+                elif dot and not label:
+                    yield place, f"names no label set after the dot; write {name}"
+                if isinstance(weights, Range):
+                    yield from _check_range(sweep, weights, place)
+                elif not weights:
+                    yield place, "empty; give at least one weight"
+
+
+def _check_protocol(sweep: Sweep, protocol: Protocol | None, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the keys that contradict the preset they are written beside."""
+    if protocol is None:
+        return
+    starts = [start for start, _ in protocol.milestones]
+    if starts != sorted(set(starts)):
+        yield (*path, "milestones"), f"epochs should grow from pair to pair, not {starts}"
+    if "preset" not in protocol.model_fields_set:
+        return
+    named = preset(protocol.preset, sweep.dataset.name)
+    for key in sorted(protocol.model_fields_set - {"preset"}):
+        if getattr(protocol, key) != getattr(named, key):
+            message = f"contradicts preset {protocol.preset}, which has {getattr(named, key)}"
+            yield (*path, key), f"{message}; leave the preset out and write down the keys that differ from sound"
 
 
 def _check_component(kind: str, chosen: Chosen, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
@@ -371,28 +519,33 @@ def _check_range(sweep: Sweep, weights: Range, path: KeyPath) -> Iterator[tuple[
         yield path, "a range needs low < high, and low > 0 on a log scale"
 
 
-def settings_of(sweep: Sweep, stage: str) -> Any:
-    """Return the stage's section of the file."""
-    return getattr(sweep.stages, stage)
-
-
 def resources_of(sweep: Sweep, stage: str) -> Resources:
-    """Return what a pack of ``stage`` reserves: the sweep's resources under the stage's own keys."""
-    own = settings_of(sweep, stage).resources
+    """Return what a pack of ``stage`` reserves: the sweep's resources under the stage's own keys (first variant)."""
+    own = next((section.resources for section in getattr(sweep.stages, stage, []) if section.resources), None)
     return sweep.resources if own is None else _overlay(sweep.resources, own)
 
 
-def train_of(sweep: Sweep, stage: str) -> Train:
-    """Return the training settings of ``stage``: defaults, the sweep's keys, then the stage's own keys.
+def train_of(sweep: Sweep, settings: Stage) -> Train:
+    """Return the training settings of a stage: defaults, the sweep's keys, then the stage's own keys.
 
     A classifier has its own defaults: Adam at 1e-3 (0.9, 0.999), no decay.
     """
-    settings = settings_of(sweep, stage)
     base = sweep.train
     if isinstance(settings, Classifier):
         base = base.model_copy(update={"learning_rate": 1e-3, "betas": [0.9, 0.999], "decay_at": []})
     train: Train = _overlay(base, settings.train)
     return train
+
+
+def protocol_of(sweep: Sweep, settings: Compressor | None = None) -> Protocol:
+    """Return the expanded protocol of a stage: a preset as it is, other keys over the sweep's, over ``sound``."""
+    protocol = preset("sound", sweep.dataset.name)
+    for own in (sweep.protocol, settings.protocol if settings else None):
+        if own is not None and "preset" in own.model_fields_set:
+            protocol = preset(own.preset, sweep.dataset.name)
+        elif own is not None:
+            protocol = _overlay(protocol, own)
+    return protocol
 
 
 def _overlay(base: Any, own: Any) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 
 from urc_sweep.errors import StoreError
 from urc_sweep.plan.trials import Trial
+from urc_sweep.run.job import fail
 from urc_sweep.run.schedule import Pack, Schedule
 from urc_sweep.store.commits import Store
 from urc_sweep.store.tables import Projection
 
 FINISHED = "FINISHED"
-Failed = Callable[[Trial, int, str], None]
 
 
 class Conductor:
@@ -29,17 +29,16 @@ class Conductor:
         projection: Projection,
         schedule: Schedule,
         on_event: Callable[[str, Trial | None], None],
-        record_lost: Failed,
         hours: float | None = None,
     ) -> None:
-        self.projection, self.schedule, self.on_event, self.record_lost = projection, schedule, on_event, record_lost
+        self.projection, self.schedule, self.on_event = projection, schedule, on_event
         self.store: Store = projection.store
         self.deadline = None if hours is None else time.monotonic() + hours * 3600
         self.packs: dict[str, Pack] = {}
         self.epochs: dict[str, tuple[int, float]] = {}
         self.stopping: str | None = None
         self.lock = threading.RLock()
-        self.changes = 0
+        self.changes = 0  # raised under the lock: who sees that and then takes the lock sees the whole change
         self.error: Exception | None = None
 
     def suggest(self, handle: str) -> dict[str, Any] | str | None:
@@ -64,6 +63,8 @@ class Conductor:
         with self.lock:
             if result.get("event") == "environment":
                 self.stop(str(result["reason"]))
+            elif result.get("event") == "interrupted":  # the worker saw the stop file before this process did
+                self.stop("asked to by `urc-sweep stop`")
             elif result.get("event") == "epoch":
                 self.epochs[result["trial"]] = (int(result["epoch"]), float(result["seconds"]))
             elif handle in self.packs:
@@ -77,12 +78,10 @@ class Conductor:
                 return
             self._read(pack)
             for trial_id in self.schedule.end(pack):
-                if self.stopping:
-                    continue  # interrupted, not lost: it waits for the next launch
-                self._give_up(self.schedule.trials[trial_id])
+                if not self.stopping:  # else interrupted, not lost: it waits for the next launch
+                    self._give_up(self.schedule.trials[trial_id])
             if crashed:
                 self.on_event("worker died", self.schedule.trials[pack.trials[0]])
-            self.changes += 1
 
     def stop(self, reason: str) -> None:
         """Hand out nothing more; workers checkpoint and leave once they see the stop file."""
@@ -98,8 +97,9 @@ class Conductor:
     def _give_up(self, trial: Trial) -> None:
         """Record that a trial's workers died too often."""
         attempt = self.schedule.attempted[trial.id] + self.schedule.attempts[trial.id]
+        cause = {"error_type": "WorkerDied", "error_message": "its worker process died repeatedly"}
         try:
-            self.record_lost(trial, attempt, "its worker process died repeatedly")
+            fail(self.store, trial, attempt, sweep=self.projection.name, **cause)
         except (OSError, StoreError) as error:
             self._broken(error)
         self.projection.forget(trial.id)
@@ -113,25 +113,18 @@ class Conductor:
 
     def _read(self, pack: Pack) -> None:
         """Bring the schedule up to the commits and failures of one pack."""
+        self.changes += 1
+        running = [self.schedule.trials[t] for t in pack.trials if self.schedule.state[t] == "running"]
         try:
-            self._read_commits(pack)
+            for trial in running:
+                self.projection.forget(trial.id)
+                if self.store.committed(trial.id):
+                    self.schedule.train(trial.id)
+                if self.projection.done(trial):
+                    self.schedule.finish(trial.id)
+                    self.on_event("done", trial)
+                elif failure := self.projection.final_failure(trial.id):
+                    self.schedule.fail(trial.id, failure["status"])
+                    self.on_event(f"{failure['status']}: {failure['error_type']}: {failure['error_message']}", trial)
         except (OSError, StoreError) as error:
             self._broken(error)
-
-    def _read_commits(self, pack: Pack) -> None:
-        for trial_id in pack.trials:
-            trial = self.schedule.trials[trial_id]
-            if self.schedule.state[trial_id] != "running":
-                continue
-            self.projection.forget(trial_id)
-            if self.store.committed(trial.id) and trial_id not in self.schedule.trained:
-                self.schedule.train(trial_id)
-                self.changes += 1
-            if self.store.committed(trial.id) and self.store.committed(trial.evaluation_id):
-                self.schedule.finish(trial_id)
-                self.on_event("done", trial)
-                self.changes += 1
-            elif failure := self.projection.final_failure(trial_id):
-                self.schedule.fail(trial_id, failure["status"])
-                self.on_event(f"{failure['status']}: {failure['error_type']}: {failure['error_message']}", trial)
-                self.changes += 1

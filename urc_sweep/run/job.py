@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.trials import Trial
@@ -18,25 +19,18 @@ class Job:
     root: str
     sweep: str
     source: Source
+    dataset: tuple[tuple[str, Any], ...] = ()
     plugins: tuple[str, ...] = ()
     checkpoint_seconds: float = 300.0
     use_gpu: bool = False
     git_sha: str | None = None
 
 
-def fail(
-    store: Store,
-    trial: Trial,
-    attempt: int,
-    record: Record,
-    kind: str | None,
-    message: str | None,
-    trace: str | None = None,
-) -> None:
-    """Record a failed attempt with its error and traceback, under the first free number from ``attempt`` on."""
-    body = {"kind": "failure", "trial_id": trial.id, "trial": trial.to_json(), "finished_at": now(), **record}
-    body |= {"error_type": kind, "error_message": message, "trace": trace}
-    while not store.fail(trial.id, attempt, body | {"attempt": attempt}):
+def fail(store: Store, trial: Trial, attempt: int, /, **record: Any) -> None:
+    """Record a failed attempt, by default a final one, under the first free number from ``attempt`` on."""
+    body: Record = {"kind": "failure", "trial_id": trial.id, "trial": trial.to_json(), "finished_at": now()}
+    body |= {"status": "failed", "final": True, "curve": [], "error_type": None, "error_message": None, "trace": None}
+    while not store.fail(trial.id, attempt, body | record | {"attempt": attempt}):
         attempt += 1
 
 

@@ -20,10 +20,13 @@ from typing import Any
 
 from urc_sweep.errors import ResourceError, SpecError, StoreError
 from urc_sweep.plan import registry, spec
+from urc_sweep.plan.expand import CLASSIFIERS, Known, expand, pinned_data
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.spec import Sweep
-from urc_sweep.plan.trials import Trial, expand, pinned_data
-from urc_sweep.run.job import Job, fail
+from urc_sweep.plan.trials import Trial
+from urc_sweep.run import ray_tune
+from urc_sweep.run.conductor import Conductor
+from urc_sweep.run.job import Job, fail, now
 from urc_sweep.run.schedule import FAILED, Schedule
 from urc_sweep.store.commits import Store
 from urc_sweep.store.lease import Lease
@@ -131,25 +134,43 @@ class Launch:
         if missing:
             source.require(self.sweep.dataset.name)
             if source.missing(self.sweep.dataset.name):
-                from urc_sweep.learn import data
-
-                data.load(self.sweep.dataset.name, spec.parameters_of("dataset", self.sweep.dataset), source)
+                read_data(self.sweep, source)
         self.store.create()
+        if missing:
+            self._take_checkpoints()
         with Lease(self.store, name, self.options.take_over) as lease:
             self.worked = True
             self._write_plan()
-            projection = Projection(self.store, name)
-            publisher = Publisher(projection)
+            publisher = Publisher(Projection(self.store, name))
             publisher.publish()
             if self.missing:  # read again: another launch may have done it while we waited
-                self._execute(projection, publisher, source, lease)
-            digest = projection.source()
+                self._execute(publisher, lease)
+            digest = publisher.projection.source()
             publisher.publish(stopped=self.stopped is not None)
             if self.write_report is not None:
                 self.write_report(self.store, name, digest)
             # The table that names its source comes last: it says that all the rest is up to date.
             publisher.publish(stopped=self.stopped is not None, source=digest)
         return self.exit_code
+
+    def _take_checkpoints(self) -> None:
+        """Copy the classifiers that the sweep brings along into the store, once their weights fit their networks."""
+        for role in CLASSIFIERS:
+            for path, settings in self.sweep.variants(role):
+                if settings.checkpoint is None:
+                    continue
+                from urc_sweep.learn import artifacts
+
+                raw = (self.sweep.folder / settings.checkpoint).read_bytes()
+                found = read_data(self.sweep, self.options.source)
+                try:
+                    misfit = artifacts.fits(settings.network, artifacts.from_bytes(raw), found, settings.label)
+                except StoreError as error:
+                    misfit = str(error)
+                if misfit:
+                    message = f"{settings.checkpoint} does not fit classifier {settings.network!r}: {misfit}"
+                    raise self.sweep.problem((*path, "checkpoint"), f"{message}; name the network it was made with")
+                self.store.put(raw, ".safetensors")
 
     def _is_published(self) -> bool:
         """Return whether tables and plan on disk are those of this very sweep and its commits."""
@@ -161,62 +182,41 @@ class Launch:
         return planned and published_source(self.store.layout.trials_table(name)) == projection.source()
 
     def _write_plan(self) -> None:
-        text = Path(self.path).read_bytes()
-        self.store.replace(self.store.layout.spec(self.sweep.name), text)
-        self.store.save_generation(
-            self.sweep.name,
-            {
-                "generation": 0,
-                "launched_at": datetime.now(UTC).isoformat(),
-                "command": self.options.command(self.path, executor=False),
-                "sweep": self.sweep.model_dump(mode="json"),
-                "trials": [trial.to_json() for trial in self.trials],
-            },
-        )
+        plan = {
+            "generation": 0,
+            "launched_at": now(),
+            "command": self.options.command(self.path, executor=False),
+            "sweep": self.sweep.model_dump(mode="json"),
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+        self.store.replace(self.store.layout.spec(self.sweep.name), Path(self.path).read_bytes())
+        self.store.save_generation(self.sweep.name, plan)
 
-    def _execute(self, projection: Projection, publisher: Publisher, source: Source, lease: Lease) -> None:
-        from urc_sweep.run.conductor import Conductor
-
-        name = self.sweep.name
-        resources = {stage: spec.resources_of(self.sweep, stage) for stage in {trial.stage for trial in self.trials}}
-        self.store.layout.stop(name).unlink(missing_ok=True)
-
-        def job(use_gpu: bool) -> Job:
-            root = str(self.store.root.resolve())  # workers have another working directory
-            seconds = self.sweep.resources.checkpoint_minutes * 60
-            return Job(root, name, source, self.options.absolute_plugins, seconds, use_gpu, git_sha())
-
-        def lost(trial: Trial, attempt: int, message: str) -> None:
-            fail(
-                self.store,
-                trial,
-                attempt,
-                {"status": "failed", "final": True, "sweep": name, "curve": []},
-                "WorkerDied",
-                message,
-            )
-
-        def conduct(automatic: int) -> Conductor:
-            lanes = {stage: need.lanes for stage, need in resources.items()}
-            schedule = self.schedule(lambda stage: automatic if lanes[stage] == "auto" else int(lanes[stage]))
-            return Conductor(projection, schedule, self.on_event, lost, self.sweep.budget.hours)
-
+    def _execute(self, publisher: Publisher, lease: Lease) -> None:
+        sweep, options = self.sweep, self.options
+        resources = {stage: spec.resources_of(sweep, stage) for stage in {trial.stage for trial in self.trials}}
+        self.store.layout.stop(sweep.name).unlink(missing_ok=True)
         with _log(self), contextlib.ExitStack() as stack:
-            if self.options.executor == "inline":
-                from urc_sweep.run import inline
-
-                self.conductor = conduct(1)
-                stack.enter_context(self._attended(publisher, lease))
-                inline.run(self.conductor, job(use_gpu=self.sweep.resources.gpus != 0))
-            else:
-                from urc_sweep.run import ray_tune
-
-                self.on_event("starting Ray" if not self.options.address else f"joining {self.options.address}", None)
-                cluster = stack.enter_context(ray_tune.cluster(self.options.address))
+            cluster, use_gpu = None, sweep.resources.gpus != 0
+            if options.executor == "ray":
+                self.on_event(f"joining {options.address}" if options.address else "starting Ray", None)
+                cluster = stack.enter_context(ray_tune.cluster(options.address))
                 use_gpu = any(cluster.gpus_of(need) > 0 for need in resources.values())
-                self.conductor = conduct(LANES_ON_GPU if use_gpu else 1)
-                stack.enter_context(self._attended(publisher, lease))
-                ray_tune.run(self.conductor, job(use_gpu), cluster, resources, self.options.max_concurrent)
+            automatic = LANES_ON_GPU if cluster and use_gpu else 1
+            lanes = {stage: automatic if need.lanes == "auto" else int(need.lanes) for stage, need in resources.items()}
+            root = str(self.store.root.resolve())  # workers have another working directory
+            dataset = tuple(spec.parameters_of("dataset", sweep.dataset).items())
+            seconds = sweep.resources.checkpoint_minutes * 60
+            job = Job(root, sweep.name, options.source, dataset, options.absolute_plugins, seconds, use_gpu, git_sha())
+            schedule = self.schedule(lanes.__getitem__)
+            self.conductor = Conductor(publisher.projection, schedule, self.on_event, sweep.budget.hours)
+            stack.enter_context(self._attended(publisher, lease))
+            if cluster:
+                ray_tune.run(self.conductor, job, cluster, resources, options.max_concurrent)
+            else:
+                from urc_sweep.run import inline  # brings torch
+
+                inline.run(self.conductor, job)
         self.stopped = self.conductor.stopping
         if lease.lost.is_set():
             raise StoreError(f"{self.store.root}: {self.stopped}")
@@ -258,9 +258,8 @@ class Launch:
         thread = threading.Thread(target=attend, name="attend", daemon=True)
         thread.start()
         main = threading.current_thread() is threading.main_thread()
-        previous = (
-            {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-        )
+        caught = (signal.SIGINT, signal.SIGTERM) if main else ()  # elsewhere Python lets nobody handle signals
+        previous = {number: signal.signal(number, on_signal) for number in caught}
         try:
             yield
         finally:
@@ -273,7 +272,7 @@ class Launch:
 
 
 def check_address(address: str) -> None:
-    """Raise ``ResourceError`` for a cluster that is not there, or or on a network without a token."""
+    """Raise ``ResourceError`` for a cluster that is not there, or on a network without a token."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     loopback = host in ("localhost", "[::1]", "") or re.fullmatch(r"127(\.\d+){3}", host)
     if not loopback and os.environ.get("RAY_AUTH_MODE") != "token":
@@ -288,13 +287,18 @@ def plan(path: str, options: Options) -> tuple[Sweep, list[Trial]]:
     """Return the sweep of a file and its trials. Reads data only where a plugin's data set has no published hash."""
     registry.load_plugins(options.plugins)
     sweep = spec.load(path, options.overrides)
-    data_sha256 = None
+    known = None
     if pinned_data(sweep) is None:
-        from urc_sweep.learn import data
+        found = read_data(sweep, options.source)
+        known = Known(found.sha256, found.image, found.label_names)
+    return sweep, expand(sweep, known)
 
-        parameters = spec.parameters_of("dataset", sweep.dataset)
-        data_sha256 = data.load(sweep.dataset.name, parameters, options.source).sha256
-    return sweep, expand(sweep, data_sha256)
+
+def read_data(sweep: Sweep, source: Source) -> Any:
+    """Return the sweep's data, downloaded if need be. Brings torch: only for what cannot be known without the bytes."""
+    from urc_sweep.learn import data
+
+    return data.load(sweep.dataset.name, spec.parameters_of("dataset", sweep.dataset), source)
 
 
 def request_stop(store: Store, name: str) -> None:
@@ -310,14 +314,7 @@ def reopen(store: Store, name: str) -> int:
     for trial in failed:
         store.drop_checkpoint(trial.id)  # it may be what failed
         last = store.failures(trial.id)[-1]
-        fail(
-            store,
-            trial,
-            last["attempt"] + 1,
-            {"status": "reopened", "final": False, "sweep": name, "curve": []},
-            None,
-            None,
-        )
+        fail(store, trial, last["attempt"] + 1, sweep=name, status="reopened", final=False)
     return len(failed)
 
 
@@ -329,11 +326,8 @@ def _log(launch: Launch) -> Iterator[None]:
         print(f"{_now()} launch urc-sweep {version('urc-sweep')} {launch.options.command(launch.path)}", file=file)
 
         def say(event: str, trial: Trial | None) -> None:
-            print(
-                f"{_now()} {event}{'' if trial is None else ' ' + trial.stage + ' ' + trial.id[:12]}",
-                file=file,
-                flush=True,
-            )
+            name = "" if trial is None else f" {trial.stage} {trial.id[:12]}"
+            print(f"{_now()} {event}{name}", file=file, flush=True)
             said(event, trial)
 
         launch.on_event = say

@@ -7,7 +7,6 @@ to a folder outside the store that is removed afterwards.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,29 +57,21 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     import ray
 
-    scratch = tempfile.mkdtemp(prefix="urc-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-        else:
-            # Taken explicitly: a plain init may attach to a cluster that somebody left running.
-            ray.init(
-                address="local",
-                num_cpus=cpu_count(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _temp_dir=scratch,
-            )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise ResourceError(f"Ray: no cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
-    try:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+    # Not in a TMPDIR of somebody's own: the paths of Ray's sockets must be short.
+    short = "/tmp" if os.path.isdir("/tmp") else None
+    with tempfile.TemporaryDirectory(prefix="urc-ray-", dir=short, ignore_cleanup_errors=True) as scratch:
+        # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
+        private = {"address": "local", "num_cpus": cpu_count(), "include_dashboard": False, "_temp_dir": scratch}
+        try:
+            ray.init(**({"address": address} if address else private), log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            place = address or "this machine"
+            raise ResourceError(f"Ray: no cluster at {place}: {str(error).splitlines()[0]}") from None
+        try:
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
+        finally:
+            ray.shutdown()
 
 
 def run(
@@ -128,8 +119,7 @@ def run(
         for stage, need in resources.items()
     }
     slots = max(offered.slots(need) for need in resources.values())
-    scratch = tempfile.mkdtemp(prefix="urc-tune-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="urc-tune-", ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
             tune.with_resources(train_pack, lambda config: reserve[config["stage"]]),
             tune_config=tune.TuneConfig(
@@ -140,11 +130,6 @@ def run(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                name=job.sweep,
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
+                name=job.sweep, storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=0)
             ),
         ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -6,6 +6,7 @@ longest goes first. Packs are cut at dispatch, from ready trials that share a pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ FAILED = ("failed", "diverged", "oom")
 class Pack:
     """Trials to be trained side by side in one process, by id, and which attempt at them this is."""
 
-    number: int
     trials: tuple[str, ...]
     attempts: tuple[int, ...]
 
@@ -51,8 +51,7 @@ class Schedule:
         self.attempted = {trial_id: (attempted or {}).get(trial_id, 0) for trial_id in self.trials}
         self.attempts = dict.fromkeys(self.trials, 0)
         self.alone: set[str] = set()
-        self.live: dict[int, Pack] = {}
-        self._packs = 0
+        self.live: set[Pack] = set()
         self._order = self._rank(trials)
         for trial_id, status in (failed or {}).items():
             self.fail(trial_id, status)
@@ -68,9 +67,8 @@ class Schedule:
         for trial_id in chosen:
             self.state[trial_id] = "running"
             self.attempts[trial_id] += 1
-        pack = Pack(self._packs, tuple(chosen), tuple(self.attempted[t] + self.attempts[t] for t in chosen))
-        self._packs += 1
-        self.live[pack.number] = pack
+        pack = Pack(tuple(chosen), tuple(self.attempted[t] + self.attempts[t] for t in chosen))
+        self.live.add(pack)
         return pack
 
     def train(self, trial_id: str) -> None:
@@ -95,7 +93,7 @@ class Schedule:
 
     def end(self, pack: Pack) -> list[str]:
         """Take a pack back. Trials it left unfinished wait again, each alone; return those out of attempts."""
-        self.live.pop(pack.number, None)
+        self.live.discard(pack)
         given_up = []
         for trial_id in pack.trials:
             if self.state[trial_id] != "running":
@@ -104,9 +102,7 @@ class Schedule:
             self.alone.add(trial_id)  # a crash, or too little memory for the pack
             if self.attempts[trial_id] >= MAX_ATTEMPTS:
                 given_up.append(trial_id)
-            elif any(
-                self.state[need] in (*FAILED, "skipped") and need not in self.trained for need in self.needs[trial_id]
-            ):
+            elif any(self.state[need] in (*FAILED, "skipped") for need in self.needs[trial_id] - self.trained):
                 self.state[trial_id] = "skipped"
         return given_up
 
@@ -115,14 +111,13 @@ class Schedule:
         """Whether nothing is left to hand out, now or later."""
         return not self.live and not any(self._ready(trial_id) for trial_id in self._order)
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> dict[str, Counter[str]]:
         """Return how many trials of each stage are in each state; ``ready`` and ``blocked`` instead of waiting."""
-        table: dict[str, dict[str, int]] = {}
+        table: dict[str, Counter[str]] = {}
         for trial_id, state in self.state.items():
             if state == "waiting":
                 state = "ready" if self._ready(trial_id) else "blocked"
-            stage = table.setdefault(self.trials[trial_id].stage, {})
-            stage[state] = stage.get(state, 0) + 1
+            table.setdefault(self.trials[trial_id].stage, Counter())[state] += 1
         return table
 
     def _ready(self, trial_id: str) -> bool:
@@ -133,6 +128,5 @@ class Schedule:
         height: dict[str, float] = {}
         for trial in reversed(trials):  # in a plan, needed trials come before those that need them
             below = max((height[dependent] for dependent in self.dependents[trial.id]), default=0.0)
-            height[trial.id] = trial.config["train"]["epochs"] + below
-        position = {trial.id: index for index, trial in enumerate(trials)}
-        return sorted(self.trials, key=lambda trial_id: (-height[trial_id], position[trial_id]))
+            height[trial.id] = trial.setting("train", "epochs") + below
+        return sorted(self.trials, key=lambda trial_id: -height[trial_id])

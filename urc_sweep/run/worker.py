@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from urc_sweep.errors import StoreError
+from urc_sweep.errors import DataError, StoreError
 from urc_sweep.learn import artifacts, data, evaluate
 from urc_sweep.learn.models import channel_of
 from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
@@ -23,7 +23,7 @@ from urc_sweep.maths.ids import content_id
 from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial, evaluation_inputs
 from urc_sweep.run.job import Job, fail, now
-from urc_sweep.store.commits import Record, Store, new_writer
+from urc_sweep.store.commits import Record, Store
 
 NETWORK, IMAGE = ".safetensors", ".png"
 STOP_POLL_S = 1.0
@@ -50,22 +50,33 @@ class Shift:
     def __post_init__(self) -> None:
         self.store = Store(self.job.root)
         self.started_at = now()
-        config = self.trials[0].config["dataset"]
-        parameters = {key: config[key] for key in registry.find("dataset", config["name"]).parameters}
         self.device, self.device_name = artifacts.choose_device(self.job.use_gpu)
-        self.data = data.load(config["name"], parameters, self.job.source, str(self.device))
+        name = self.trials[0].config["dataset"]["name"]
+        self.data = data.load(name, dict(self.job.dataset), self.job.source, str(self.device))
+        planned = self.trials[0].config["dataset"]["sha256"]
+        if len(planned) == len(self.data.sha256) and planned != self.data.sha256:
+            raise DataError(f"data set {name}: is not here what it was when the sweep was planned; launch it again")
 
     def run(self) -> None:
         """Train what is not committed, evaluate what is."""
         todo = [trial for trial in self.trials if self.store.committed(trial.id) is None]
         if todo:
-            needs = todo[0].needs  # one pack key: the same for all
-            loaded = {role: self.network(needs[role], _role(role)) for role in needs}
+            lead = todo[0]  # one pack key: all need the same
+            frozen = [role for role in lead.needs if not role.startswith("init.")]
+            loaded = {role: self.network(lead.needs[role], lead.artifact(role)) for role in frozen}
+            used = {role: sha256 for role, (_, sha256) in loaded.items()}
+            initial = {}
+            for role in [role for role in lead.needs if role not in frozen]:
+                used[role] = self.stored(lead.needs[role], lead.artifact(role))
+                initial[role.removeprefix("init.")] = artifacts.from_bytes(self.store.get(used[role], NETWORK))
+            if "checkpoint" in lead.config:
+                initial["classifier"] = artifacts.from_bytes(self.store.get(lead.config["checkpoint"], NETWORK))
             outcomes = train_pack(
                 todo,
                 self.data,
                 {role: network for role, (network, _) in loaded.items()},
                 self.device,
+                initial=initial,
                 resume=self.checkpoints(todo),
                 on_epoch=self.progress,
                 on_checkpoint=self.checkpoint,
@@ -73,7 +84,7 @@ class Shift:
                 should_stop=self.should_stop,
             )
             for outcome in outcomes:
-                self.commit(outcome, {role: sha256 for role, (_, sha256) in loaded.items()}, len(todo))
+                self.commit(outcome, used, len(todo))
         for trial in self.trials:
             if self.store.committed(trial.id) is not None and self.store.committed(trial.evaluation_id) is None:
                 try:
@@ -88,34 +99,31 @@ class Shift:
     def network(self, trial_id: str, role: str) -> tuple[Any, str]:
         """Return one network of a committed trial, frozen, and the hash of the very bytes it was loaded from."""
         if (trial_id, role) not in self._networks:
-            record = self.store.committed(trial_id)
-            if record is None:
-                raise StoreError(f"trial {trial_id[:12]} is not committed, but its {role} is needed")
-            if record["data_sha256"] != self.data.sha256:
-                raise StoreError(f"trial {trial_id[:12]} was trained on other data than is here")
-            # A universal trial's encoder is its parent's artifact: the same hash, the same file.
-            sha256 = record["artifacts"].get(role) or record["used"][role]
+            sha256 = self.stored(trial_id, role)
+            record = self.store.committed(trial_id) or {}
             stored = self.store.get(sha256, NETWORK)  # checks the bytes against the hash
             network = artifacts.restore(Trial.from_json(record["trial"]), role, stored, self.data, self.device)
             self._networks[trial_id, role] = network, sha256
         return self._networks[trial_id, role]
+
+    def stored(self, trial_id: str, role: str) -> str:
+        """Return the hash of one network of a committed trial."""
+        record = self.store.committed(trial_id)
+        if record is None:
+            raise StoreError(f"trial {trial_id[:12]} is not committed, but its {role} is needed")
+        if record["data_sha256"] != self.data.sha256:
+            raise StoreError(f"trial {trial_id[:12]} was trained on other data than is here")
+        # A frozen network is its parent's artifact: the same hash, the same file.
+        return str(record["artifacts"].get(role) or record["used"][role])
 
     def commit(self, outcome: Outcome, used: Mapping[str, str], lanes: int) -> None:
         """Publish how one lane ended: artifacts and a training commit, or a failure."""
         trial = outcome.trial
         facts = self.facts(trial, outcome, lanes)
         if outcome.status != "trained":
-            alone = lanes == 1 or outcome.status != "oom"
-            record = facts | {"status": outcome.status, "final": alone}
-            fail(
-                self.store,
-                trial,
-                self.attempts[trial.id],
-                record,
-                outcome.error_type,
-                outcome.error_message,
-                outcome.trace,
-            )
+            final = lanes == 1 or outcome.status != "oom"  # alone it may find memory enough
+            causes = {key: getattr(outcome, key) for key in ("status", "error_type", "error_message", "trace")}
+            fail(self.store, trial, self.attempts[trial.id], **facts, **causes, final=final)
             self.emit({"event": outcome.status, "trial": trial.id})
             return
         stored = {
@@ -148,7 +156,6 @@ class Shift:
             "code_version": version("urc-sweep"),
             "git_sha": self.job.git_sha,
             "torch_version": artifacts.torch_version(),
-            "writer": new_writer(),
         }
 
     def checkpoints(self, trials: list[Trial]) -> dict[str, Progress]:
@@ -177,18 +184,18 @@ class Shift:
     def evaluate(self, trial: Trial) -> None:
         """Compute and commit the metrics of a committed trial, and its sample images."""
         record: Record = {"kind": "evaluation", "id": trial.evaluation_id, "trial_id": trial.id, "evaluated_at": now()}
-        record["inputs"] = evaluation_inputs(trial.id, trial.stage, trial.evaluators)
+        record["inputs"] = evaluation_inputs(trial)
         if content_id("evaluation", record["inputs"]) != trial.evaluation_id:
             raise StoreError("this worker knows other metrics than the launch planned; are its plugins the same?")
-        if trial.stage == "classifier":
-            networks = {"classifier": self.network(trial.id, "classifier")[0]}
-            record["metrics"] = evaluate.evaluate(trial, self.data, networks, None)
-        else:
-            encoder, sha256 = self.network(trial.id, "encoder")
-            networks = {"encoder": encoder, "decoder": self.network(trial.id, "decoder")[0]}
-            networks |= {role: self.network(need, "classifier")[0] for role, need in trial.evaluators.items()}
-            channel = channel_of(trial)
-            record["metrics"] = evaluate.evaluate(trial, self.data, networks, channel, sha256)
+        own = (self.store.committed(trial.id) or {})["artifacts"]
+        used = {role for role in trial.needs if role in ("encoder", "decoder", "critic")}
+        found = {role: self.network(trial.id, role) for role in sorted({*own, *used})}
+        networks = {role: network for role, (network, _) in found.items()}
+        networks |= {role: self.network(need, "classifier")[0] for role, need in trial.evaluators.items()}
+        code_key = " ".join(sha256 for role, (_, sha256) in found.items() if role.startswith("encoder"))
+        channel = None if trial.stage == "classifier" else channel_of(trial)
+        record["metrics"] = evaluate.evaluate(trial, self.data, networks, channel, code_key)
+        if channel is not None and "decoder" in networks:
             originals, reconstructions = evaluate.samples(self.data, networks, channel)
             record["originals_sha256"] = self.store.put(artifacts.strip(originals), IMAGE)
             record["samples_sha256"] = self.store.put(artifacts.strip(reconstructions), IMAGE)
@@ -207,7 +214,7 @@ def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...]
         Shift(job, trials, numbers, emit).run()
     except Interrupted:
         emit({"event": "interrupted"})
-    except OSError as error:  # a full disk, a lost mount: no trial's fault; the launch stops and can be resumed
+    except (OSError, DataError) as error:  # a full disk, other data: no trial's fault; the launch stops, to be resumed
         emit({"event": "environment", "reason": f"{type(error).__name__}: {error}"})
     except Exception as error:  # what one pack cannot do must not stop the others
         for trial in trials:
@@ -217,14 +224,10 @@ def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...]
 
 def refuse(store: Store, job: Job, trial: Trial, attempt: int, error: Exception, emit: Emit) -> None:
     """Record that a trial cannot be trained, or not evaluated, and why."""
-    record = {"status": "failed", "final": True, "sweep": job.sweep, "host": socket.gethostname(), "curve": []}
-    trace = "".join(traceback.format_exception(error))
-    fail(store, trial, attempt, record, type(error).__name__, str(error), trace)
+    cause = {"error_type": type(error).__name__, "error_message": str(error)}
+    cause["trace"] = "".join(traceback.format_exception(error))
+    fail(store, trial, attempt, sweep=job.sweep, host=socket.gethostname(), **cause)
     emit({"event": "failed", "trial": trial.id})
-
-
-def _role(need: str) -> str:
-    return "encoder" if need == "encoder" else "classifier"
 
 
 def _finite(value: float) -> float | None:

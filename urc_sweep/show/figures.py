@@ -51,18 +51,8 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
         stage, colour, name = rows[0]["stage"], colours[rows[0]["dim"], rows[0]["levels"]], _name(rows[0])
         steps = _stairs(group, x, y)
         line = {"color": colour, "width": 1.2, "dash": DASHES.get(stage, OTHER_DASH)}
-        figure.add_trace(
-            scatter(
-                x=steps[:, 0],
-                y=steps[:, 1],
-                mode="lines",
-                line=line,
-                name=name,
-                legendgroup=name,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
+        silent = {"name": name, "legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
+        figure.add_trace(scatter(x=steps[:, 0], y=steps[:, 1], mode="lines", line=line, **silent))
         marker = {
             "color": colour,
             "size": 9,
@@ -70,18 +60,8 @@ def frontier(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> 
             "opacity": np.where(group["on_front"], 1.0, 0.35),
             "line": {"color": "black", "width": 1.3 if stage == "end_to_end" else 0},
         }
-        figure.add_trace(
-            scatter(
-                x=group[x],
-                y=group[y],
-                mode="markers",
-                marker=marker,
-                name=name,
-                legendgroup=name,
-                text=[_hover(row) for row in rows],
-                hoverinfo="text",
-            )
-        )
+        told = {"name": name, "legendgroup": name, "text": [_hover(row) for row in rows], "hoverinfo": "text"}
+        figure.add_trace(scatter(x=group[x], y=group[y], mode="markers", marker=marker, **told))
     if x == "mse":
         for floor in facts.records(facts.near_floors(trials)):
             label = f"k-means near-floor (not a bound), {floor['rate_bits']:.4g} bits"
@@ -105,21 +85,12 @@ def curves(trials: pd.DataFrame, curves: pd.DataFrame, metric: str = "loss", spl
     shown: set[str] = set()
     for row in facts.records(points[points["trial_id"].isin(lines.keys())]):
         name = _name(row)
-        line = {"color": colours[row["dim"], row["levels"]], "width": 1.2}
-        line["dash"] = DASHES.get(row["stage"], OTHER_DASH)
-        data = lines[row["trial_id"]]
+        dash = DASHES.get(row["stage"], OTHER_DASH)
+        line = {"color": colours[row["dim"], row["levels"]], "width": 1.2, "dash": dash}
+        told = {"name": name, "legendgroup": name, "text": _hover(row), "hoverinfo": "text+y"}
+        data, first = lines[row["trial_id"]], name not in shown
         figure.add_trace(
-            go.Scatter(
-                x=data["epoch"],
-                y=data["value"],
-                mode="lines",
-                line=line,
-                name=name,
-                legendgroup=name,
-                showlegend=name not in shown,
-                text=_hover(row),
-                hoverinfo="text+y",
-            )
+            go.Scatter(x=data["epoch"], y=data["value"], mode="lines", line=line, showlegend=first, **told)
         )
         shown.add(name)
     return figure

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from urc_sweep.errors import StoreError
 from urc_sweep.maths.penalty import FEWEST_PAIRS
-from urc_sweep.show import facts, figures
+from urc_sweep.show import facts, figures, gaps
 from urc_sweep.store.commits import Store
 
 # A mail attachment: past these, thumbnails and curves of further trials stay in the store, and the page says so.
@@ -73,7 +73,7 @@ def render(
 ) -> str:
     """Return the page. ``image`` gives the PNG bytes of an artifact and may raise ``StoreError``."""
     points = facts.fronts(trials)
-    penalties, volumes, encoders = facts.penalties(trials), facts.hypervolumes(trials), facts.encoders(trials)
+    penalties, volumes, encoders = gaps.penalties(trials), facts.hypervolumes(trials), facts.encoders(trials)
     failures = facts.failures(trials)
     tables = {"penalties": penalties, "hypervolumes": volumes, "encoders": encoders, "failures": failures}
     parts = {
@@ -285,7 +285,8 @@ def _penalties(table: pd.DataFrame, points: pd.DataFrame) -> str:
         why = "needs done end-to-end and universal trials of one rate and seed, with a classification term"
         return f'<p class="empty">No penalty yet: it {why}.</p>'
     columns: dict[str, Cell] = {"rate": _rate_cell, "encoder λ_c": _number("parent_lambda_c", "g")}
-    columns |= {f"{name}": _number(name, "g") for name in table.columns[-4:] if table[name].nunique(dropna=False) > 1}
+    columns |= _varying(table, "lambda_d", "lambda_p", "parent_lambda_d", "parent_lambda_p")
+    columns |= _varying(table, "stage", "parent_stage", "parent_variant", "variant")
     columns |= {
         "at λ_c": _number("lambda_c", "g"),
         "C [nats]": _number("constraint", ".3f"),
@@ -299,6 +300,11 @@ def _penalties(table: pd.DataFrame, points: pd.DataFrame) -> str:
     return _table("Distortion penalty at matched cross-entropy", table, columns, "penalties")
 
 
+def _varying(table: pd.DataFrame, *names: str) -> dict[str, Cell]:
+    """Return the columns that tell rows apart, as they are."""
+    return {name: _number(name, "") for name in names if table[name].nunique(dropna=False) > 1}
+
+
 def _interval(row: Mapping[str, Any]) -> str:
     if row["infeasible"]:
         return DASH
@@ -310,7 +316,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 def _hypervolumes(table: pd.DataFrame) -> str:
     if table.empty:
         return '<p class="empty">No front yet.</p>'
-    keys = [*facts.RATE, "stage", "parent_lambda_c"]
+    keys = [*facts.RATE, "stage", "parent_lambda_c", "parent_variant", "variant"]
     every = table.groupby(keys, dropna=False)["hypervolume"].agg(mean="mean", n="size", each=list).reset_index()
     reference = table[["reference_mse", "reference_cross_entropy"]].iloc[0]
     caption = f"Hypervolume in (MSE, cross-entropy), reference ({reference.iloc[0]:.4f}, {reference.iloc[1]:.4f} nats)"
@@ -318,6 +324,7 @@ def _hypervolumes(table: pd.DataFrame) -> str:
         "rate": _rate_cell,
         "stage": lambda row: figures.stage_label(row["stage"]),
         "encoder λ_c": _number("parent_lambda_c", "g"),
+        **_varying(every, "parent_variant", "variant"),
         "mean": _number("mean", ".5f"),
         "fronts": lambda row: str(row["n"]),
         "each": lambda row: "  ".join(f"{value:.5f}" for value in row["each"][:10]) + (" …" if row["n"] > 10 else ""),
@@ -329,10 +336,11 @@ def _encoders(table: pd.DataFrame) -> str:
     if table.empty:
         return '<p class="empty">No end-to-end trial is done yet.</p>'
     values = ["mse", "mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"]
-    mean = table.groupby([*facts.RATE, *facts.WEIGHTS], dropna=False)[values].mean()
-    mean["seeds"] = table.groupby([*facts.RATE, *facts.WEIGHTS], dropna=False).size()
+    groups = table.groupby([*facts.RATE, "stage", "variant", *facts.WEIGHTS], dropna=False)
+    mean = groups[values].mean().assign(seeds=groups.size())
     columns: dict[str, Cell] = {
         "rate": _rate_cell,
+        **_varying(table, "stage", "variant"),
         "λ_c": _number("lambda_c", "g"),
         "MSE": _number("mse", ".5f"),
         "MSE of best decoder": _number("mse_centroid", ".5f"),

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from urc_sweep.errors import SpecError
-from urc_sweep.plan.spec import Sweep
-from urc_sweep.plan.trials import Trial
+from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of
+from urc_sweep.plan.trials import Trial, trains_critic
 from urc_sweep.run.launch import Launch
 from urc_sweep.store.commits import Store
 from urc_sweep.store.tables import METRICS, Projection
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STATES = ("done", "running", "ready", "blocked", "failed", "diverged", "oom", "skipped")
 # Seconds of one step of 64 images at width 1 on one core, and how it falls with width: for estimates only.
 STEP_S, WIDTH_POWER = 0.115, 1.2
+CRITIC_FACTOR = 2.0  # of a critic, which takes every second step
 ARTIFACT_MB = 6.0
 
 
@@ -56,6 +57,7 @@ def name_of(trial: Trial) -> str:
     if trial.rate:
         words.append(f"({trial.rate.dim},{trial.rate.levels})")
     words += [f"{term} {weight:g}" for term, weight in trial.weights.items()]
+    words += [f"of {len(trial.objectives)} decoders"] if trial.stage == "joint" else []
     return " ".join([*words, f"seed {trial.seed}"])
 
 
@@ -75,8 +77,13 @@ def plan(sweep: Sweep, trials: list[Trial], missing: list[Trial]) -> None:
     table.add_row("total", str(len(trials)), str(len(missing)), duration(total), style="bold")
     console = out()
     console.print(table)
-    protocol = ", ".join(f"{key} {value}" for key, value in sweep.protocol.model_dump().items())
-    console.print(f"protocol: {protocol}")
+    plain = protocol_of(sweep).settings
+    console.print(f"protocol: {', '.join(f'{key} {value}' for key, value in plain.items())}", soft_wrap=True)
+    for stage in COMPRESSORS:
+        for _, section in sweep.variants(stage):
+            own = {key: value for key, value in protocol_of(sweep, section).settings.items() if value != plain[key]}
+            if own:
+                console.print(f"  {stage}: {', '.join(f'{key} {value}' for key, value in own.items())}")
     width = float(trials[-1].config.get("model", {}).get("width", 1.0))
     console.print(f"disk: about {max(1, round(len(missing) * ARTIFACT_MB * width**2 + 0.05 * len(missing)))} MB")
 
@@ -85,14 +92,14 @@ def estimate_s(trial: Trial) -> float:
     """Return about how many seconds of one core a trial takes."""
     from urc_sweep.plan.registry import find
 
-    train = trial.config["train"]
     images = int(find("dataset", trial.config["dataset"]["name"]).facts.get("train", 50_000))
     step = (
         STEP_S * float(trial.config["model"].get("width", 1.0)) ** WIDTH_POWER
         if "model" in trial.config
         else STEP_S / 12
     )
-    return float(step * train["epochs"] * images / 64)
+    step *= max(1, len(trial.objectives)) * (CRITIC_FACTOR if trains_critic(trial.terms) else 1)
+    return float(step * trial.setting("train", "epochs") * images / 64)
 
 
 def duration(seconds: float) -> str:
@@ -219,13 +226,8 @@ def status(store: Store, name: str, as_json: bool) -> None:
 
 def trials(frame: pd.DataFrame) -> None:
     """Print one line per trial."""
-    columns = ["stage", "dim", "levels", "seed", "lambda_c", "parent_lambda_c", "status"]
-    columns += ["mse", "cross_entropy", "accuracy", "heldout_accuracy", "wall_s"]
-    shown = frame[columns].copy()
-    shown.insert(0, "trial", frame["trial_id"].str[:12])
-    for whole in ("dim", "levels"):
-        shown[whole] = shown[whole].astype("Int64")
-    table(shown)
+    columns = "trial stage rate base weights seed status mse cross_entropy accuracy heldout_accuracy wall_s"
+    _grid(None, frame.assign(trial=frame["trial_id"].str[:12]), columns)
 
 
 def show(store: Store, prefix: str) -> None:
@@ -271,61 +273,83 @@ def frontier(frame: pd.DataFrame) -> None:
     from urc_sweep.show import facts
 
     points = facts.fronts(frame)
-    columns = [
-        "dim",
-        "levels",
-        "stage",
-        "seed",
-        "lambda_c",
-        "parent_lambda_c",
-        "mse",
-        "mse_se",
-        "cross_entropy",
-        "accuracy",
-    ]
-    front = points[points["on_front"]].sort_values(["rate_bits", "stage", "seed", "mse"])
-    table(front[columns], "points on the (mse, cross-entropy) fronts: chosen on validation, read on test")
-    table(
-        facts.hypervolumes(frame).drop(columns="parent_id", errors="ignore"),
-        "hypervolume; reference: MSE and label entropy at rate 0",
-    )
+    front = points[points["on_front"]].sort_values(["rate_bits", "stage", "variant", "seed", "mse"])
+    title = "points on the (mse, cross-entropy) fronts: chosen on validation, read on test"
+    _grid(title, front, "rate stage base weights seed mse mse_se cross_entropy accuracy")
+    title = "hypervolume; reference: MSE and label entropy at rate 0"
+    _grid(title, facts.hypervolumes(frame), f"rate stage base seed points hypervolume {' '.join(facts.REFERENCE)}")
+    if front.empty:
+        out().print("no front yet: no trial of a rate is done")
 
 
-def penalty(frame: pd.DataFrame) -> None:
-    """Print the distortion penalty of universal decoders at matched cross-entropy."""
-    from urc_sweep.show import facts
+def penalty(frame: pd.DataFrame, at: str = "cross_entropy") -> None:
+    """Print what universality costs at a matched constraint, in distortion and in rate, and what may explain it."""
+    from urc_sweep.show import gaps
 
-    rows = facts.penalties(frame)
-    grid = Table(
-        title="distortion penalty of universality at matched cross-entropy\npoints chosen on validation, MSE on test",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    heads = (
-        "rate|encoder\nlambda_c|target\nlambda_c|CE at\nmost|MSE\nend-to-end|MSE\nuniversal|penalty|95 % interval|seeds"
-    )
-    for head in heads.split("|"):
-        grid.add_column(head, justify="right")
-    for row in rows.to_dict("records"):
-        interval = "-" if row["low"] is None or math.isnan(row["low"]) else f"[{row['low']:+.5f}, {row['high']:+.5f}]"
-        gap = "infeasible" if row["infeasible"] else f"{row['penalty']:+.5f} ({row['penalty_percent']:+.1f} %)"
-        grid.add_row(
-            f"({row['dim']},{row['levels']})",
-            *(
-                number(row[key])
-                for key in ("parent_lambda_c", "lambda_c", "constraint", "mse_end_to_end", "mse_universal")
-            ),
-            gap,
-            interval,
-            f"{row['seeds']}/{row['of_seeds']}",
-        )
+    if reason := gaps.obstacle(frame, at):
+        out().print(reason, soft_wrap=True)
+        return
+    rows, explained = gaps.penalties(frame, at), gaps.explanations(frame)
+    title = f"distortion penalty of universality at matched {at}\npoints chosen on validation, MSE on test"
+    shown = rows.rename(columns={"constraint": at, "penalty_percent": "%"})
+    shown["penalty"] = rows["penalty"].astype(object).mask(rows["infeasible"], "infeasible")
+    _grid(title, shown, f"rate base weights {at} mse_end_to_end mse_universal penalty % interval seeds")
+    if rows["of_seeds"].max() < 3:
+        out().print("under 3 seeds there is no interval: single runs mean little")
+    title = "where the gaps come from: gap = encoder (what the base lost: mse_centroid) + decoder (the rest)"
+    _grid(title, gaps.splits(frame, at), "rate base weights gap encoder decoder seeds")
+    title = "rate penalty A(Omega(R)), and profile R - R_e2e(D, C) of the points that could be placed, in bits"
+    profile = "profile_max profile_mean placed profile_status end_to_end_rates"
+    _grid(title, gaps.rate_penalties(frame), f"rate base rate_penalty status rates {profile} seeds")
+    _grid("hypervolume, universal / end-to-end", gaps.hypervolume_ratios(frame), "rate base ratio interval seeds")
+    _grid("what may explain the gaps", explained[explained["of_seeds"] > 0], "rate explanation arm mean interval seeds")
+    for line in gaps.verdicts(explained):
+        out().print(line, soft_wrap=True)
+
+
+def compare(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Print how two sweeps' configurations differ, and what that changed in the trials that they share."""
+    from urc_sweep.show import gaps
+
+    config, shared = gaps.compare(one, other)
+    _grid("configurations", config, "key a b")
+    _grid("b - a, on test, paired by seed", shared, " ".join(["stage rate base weights", *gaps.COMPARED, "seeds"]))
+    if shared.empty:
+        out().print("no done trials of the two share stage, rate, weights, encoder and seed")
+
+
+def _grid(title: str | None, frame: pd.DataFrame, columns: str) -> None:
+    """Print columns of facts as a table, nothing if there are no rows."""
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns.split():
+        grid.add_column(name.replace("_", "\n"), justify="right", overflow="fold")
+    for row in frame.to_dict("records"):
+        grid.add_row(*(Text(_cell(row, name)) for name in columns.split()))
     if grid.row_count:
         out().print(grid)
-        if rows["of_seeds"].max() < 3:
-            out().print("under 3 seeds there is no interval: single runs mean little")
-    else:
-        out().print("no penalty yet: it needs finished end-to-end and universal trials with a classification term")
+
+
+def _cell(row: Mapping[Any, Any], name: str) -> str:
+    """Return what a row says under a heading; a mean with seeds of its own has them and its interval underneath."""
+    from urc_sweep.show import gaps
+
+    if name in ("base", "weights"):
+        return gaps.encoder(row) if name == "base" else gaps.weights(row)
+    if name == "rate":
+        return "-" if math.isnan(row["dim"]) else f"({row['dim']:g},{row['levels']:g})"
+    if name == "seeds":
+        return f"{row.get('seeds', row['of_seeds'])}/{row['of_seeds']}"
+    low, high = (number(row.get(end if name == "interval" else f"{name}_{end}")) for end in ("low", "high"))
+    interval = "-" if low == "-" else f"[{low}, {high}]"
+    if name == "interval":
+        return interval
+    n = row.get(f"{name}_seeds", row.get("of_seeds"))
+    lines = [
+        number(row[name]),
+        *([interval] if low != "-" else []),
+        *([f"n = {n}"] if n != row.get("of_seeds") else []),
+    ]
+    return "\n".join(lines)
 
 
 def table(frame: pd.DataFrame, title: str | None = None) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,11 @@ class Store:
             _make_durably(path.parent)
             try:
                 os.link(private, path)
-            except FileExistsError:
-                return os.stat(private).st_nlink == 2  # NFS may send a request that was done once more
-            except OSError:
-                # NFS may lose the answer of a link that was done: the link count of the private name tells.
+            except OSError as error:
+                # NFS may lose the answer of a link that was done, or ask for it once more: the link count tells.
                 if os.stat(private).st_nlink != 2:
+                    if isinstance(error, FileExistsError):
+                        return False
                     raise
             _sync_directory(path.parent)
             return True
@@ -123,10 +122,9 @@ class Store:
             self._read[commit_id] = record
         return self._read[commit_id]
 
-    def commit_ids(self) -> Iterator[str]:
-        """Yield the ids of all commits, sorted."""
-        for path in sorted(self.layout.commits.glob("??/*.json")):
-            yield path.stem
+    def commit_ids(self) -> list[str]:
+        """Return the ids of all commits, sorted."""
+        return [path.stem for path in sorted(self.layout.commits.glob("??/*.json"))]
 
     def fail(self, trial_id: str, attempt: int, record: Record) -> bool:
         """Record how an attempt at a trial failed; return whether this writer was first."""
@@ -134,9 +132,9 @@ class Store:
 
     def failures(self, trial_id: str) -> list[Record]:
         """Return the failed attempts of a trial, oldest first."""
-        folder = self.layout.failure(trial_id, 0).parent
-        paths = sorted(folder.glob("*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
-        return [record for path in paths if (record := _open(path)) is not None]
+        paths = self.layout.failure(trial_id, 0).parent.glob("*.json")
+        by_attempt = sorted(paths, key=lambda path: int(path.stem))
+        return [record for path in by_attempt if (record := _open(path)) is not None]
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
@@ -186,11 +184,10 @@ class Store:
     def drop_checkpoint(self, trial_id: str) -> None:
         """Remove a trial's checkpoint; it is committed."""
         folder = self.layout.checkpoint(trial_id)
-        if folder.is_dir():
-            for path in folder.iterdir():
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a zombie may be writing there still
-                folder.rmdir()
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or a zombie is writing there still
+            folder.rmdir()
 
     # -- sweeps --------------------------------------------------------------------------------------------------
 
@@ -214,11 +211,6 @@ class Store:
 
     def save_generation(self, name: str, record: Record) -> None:
         self.replace(self.layout.generation(name, 0), _seal(record))
-
-
-def new_writer() -> str:
-    """Return a name for one writer, recorded in what it writes."""
-    return uuid.uuid4().hex
 
 
 def _seal(record: Mapping[str, Any]) -> bytes:

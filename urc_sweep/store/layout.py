@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from urc_sweep.errors import SpecError, StoreError
@@ -15,31 +14,18 @@ _SWEEP = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
 class Layout:
     """Paths of one store. Sweep names and ids are checked here, so that none can point outside it."""
 
-    root: Path
-
-    @property
-    def format(self) -> Path:
-        return self.root / "format.json"
-
-    @property
-    def lease(self) -> Path:
-        return self.root / "lease.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.format = root / "format.json"
+        self.lease = root / "lease.json"
+        self.commits = root / "commits"
 
     def lease_claim(self, token: str, number: int) -> Path:
         """Return the name of a claim to the lease of a dead holder."""
         return self.root / "tmp" / f"claim-{hashlib.sha256(token.encode()).hexdigest()[:32]}-{number}"
-
-    @property
-    def commits(self) -> Path:
-        return self.root / "commits"
-
-    @property
-    def failures(self) -> Path:
-        return self.root / "failures"
 
     def private(self) -> Path:
         """Return a fresh name that no reader looks at, on the store's own filesystem."""
@@ -49,7 +35,7 @@ class Layout:
         return self.commits / self._hex(commit_id)[:2] / f"{commit_id}.json"
 
     def failure(self, trial_id: str, attempt: int) -> Path:
-        return self.failures / self._hex(trial_id) / f"{attempt}.json"
+        return self.root / "failures" / self._hex(trial_id) / f"{attempt}.json"
 
     def artifact(self, sha256: str, suffix: str) -> Path:
         return self.root / "artifacts" / self._hex(sha256)[:2] / f"{sha256}{suffix}"

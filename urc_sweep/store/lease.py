@@ -49,17 +49,15 @@ class Lease:
 
     def _dead(self, holder: dict[str, Any]) -> bool:
         """Return whether a lease has no living holder: by its process on this host, else by watching its heartbeat."""
-        here = process(os.getpid())
-        if (holder.get("host"), holder.get("boot_id")) == (here["host"], here["boot_id"]):
-            return process(int(holder["pid"])).get("started") != holder.get("started")
+        lives = _lives(holder)
+        if lives is not None:
+            return not lives
         deadline = time.monotonic() + EXPIRY_S
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_S / 4)
             now = _read(self.path)
-            if now is None or now.get("token") != holder.get("token"):
+            if now is None or any(now.get(key) != holder.get(key) for key in ("token", "beat")):
                 return False
-            if now.get("beat") != holder.get("beat"):
-                raise StoreError(_held(self.store.root, holder))
         return True
 
     def _succeed(self, holder: dict[str, Any] | None) -> bool:
@@ -70,7 +68,9 @@ class Lease:
         if holder is None:
             return False
         if not self._dead(holder):
-            raise StoreError(_held(self.store.root, holder))
+            place = f"process {holder.get('pid')} on {holder.get('host')}"
+            advice = "wait, `urc-sweep stop`, or --take-over if it is gone"
+            raise StoreError(f"{self.store.root} is in use by sweep {holder.get('sweep')!r}, {place}; {advice}")
         for number in itertools.count():
             claim = self.store.layout.lease_claim(str(holder.get("token")), number)
             if self.store.link(claim, self._bytes()):
@@ -101,12 +101,15 @@ class Lease:
 def holder_of(store: Store) -> dict[str, Any] | None:
     """Return who holds the store's lease on this host and is alive; ``None`` where nobody is known to."""
     holder = _read(store.layout.lease)
-    if holder is None:
-        return None
+    return None if holder is None or _lives(holder) is False else holder
+
+
+def _lives(holder: dict[str, Any]) -> bool | None:
+    """Return whether a holder's process runs, ``None`` for one of another host or boot: only its heart can tell."""
     here = process(os.getpid())
     if (holder.get("host"), holder.get("boot_id")) != (here["host"], here["boot_id"]):
-        return holder
-    return holder if process(int(holder["pid"])).get("started") == holder.get("started") else None
+        return None
+    return process(int(holder["pid"])).get("started") == holder.get("started")
 
 
 def process(pid: int) -> dict[str, Any]:
@@ -132,9 +135,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _held(root: Path, holder: dict[str, Any]) -> str:
-    where = f"process {holder.get('pid')} on {holder.get('host')}"
-    advice = "wait, `urc-sweep stop`, or --take-over if it is gone"
-    return f"{root} is in use by sweep {holder.get('sweep')!r}, {where}; {advice}"

@@ -44,11 +44,7 @@ def sql(store: Store, text: str) -> pa.Table:
     store.require()
     connection = duckdb.connect(":memory:")
     everything = trials(store)
-    first = (
-        pc.index_in(everything["trial_id"].unique(), everything["trial_id"])
-        if everything.num_rows
-        else pa.array([], pa.int32())
-    )
+    first = pc.index_in(everything["trial_id"].unique(), everything["trial_id"])
     connection.register("trials", everything)
     connection.register("unique_trials", everything.take(first))
     wanted = "curves" in text.lower() or "query" in text.lower()  # query(), query_table(): names put together

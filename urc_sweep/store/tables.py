@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from urc_sweep.errors import StoreError
 from urc_sweep.maths.ids import content_id
-from urc_sweep.plan.trials import Trial
+from urc_sweep.plan.spec import preset_of
+from urc_sweep.plan.trials import Trial, variants
 from urc_sweep.store.commits import Record, Store
 
 ROWS_PER_PART = 200_000
-SCHEMA_VERSION = 1  # raise when columns are added: the next launch republishes every sweep's tables
+SCHEMA_VERSION = 2  # raise when columns are added: the next launch republishes every sweep's tables
 
 METRICS = {
     "mse": "mean squared error per pixel, 0-1 scale",
@@ -42,6 +43,7 @@ METRICS = {
     "mse_se": "standard error over images",
 }
 LAMBDAS = {"lambda_d": "distortion", "lambda_c": "classification", "lambda_p": "perception"}
+FAILED = ("failed", "diverged", "oom")
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _TIME, _MAP = pa.timestamp("us", tz="UTC"), pa.map_(pa.string(), pa.float64())
@@ -58,7 +60,7 @@ def _field(name: str, kind: pa.DataType, unit: str = "") -> pa.Field:
 TRIALS = pa.schema(
     [
         *(_field(name, _TEXT) for name in _BEFORE.split()),
-        *(_field("width", _FLOAT), _field("protocol", _TEXT), _field("precision", _TEXT)),
+        *(_field("width", _FLOAT), _field("protocol", _TEXT), _field("variant", _TEXT), _field("precision", _TEXT)),
         *(_field("dim", _INT), _field("levels", _INT), _field("rate_bits", _FLOAT, "bits"), _field("seed", _INT)),
         *(_field(name, _FLOAT) for name in (*LAMBDAS, "parent_lambda_c", "parent_lambda_p")),
         *(_field(name, _TEXT) for name in ("status", "error_type", "error_message")),
@@ -87,26 +89,28 @@ class Projection:
         self.generation = store.generation(name)
         self.trials = [Trial.from_json(value) for value in self.generation["trials"]]
         self.by_id = {trial.id: trial for trial in self.trials}
+        self.variants = variants(self.trials)
         self._failures: dict[str, list[Record]] = {}
 
     def statuses(self, running: Iterable[str] = (), stopped: bool = False) -> dict[str, str]:
         """Return the status of every trial, in plan order (needed trials come first in the plan)."""
-        live, statuses = set(running), {}
+        live, lost, statuses = set(running), (*FAILED, "skipped"), {}
         for trial in self.trials:
-            if self.store.committed(trial.id) and self.store.committed(trial.evaluation_id):
+            if self.done(trial):
                 statuses[trial.id] = "done"
             elif trial.id in live:
                 statuses[trial.id] = "running"
             elif final := self.final_failure(trial.id):
                 statuses[trial.id] = final["status"]
-            elif any(
-                statuses.get(need) in ("failed", "diverged", "oom", "skipped") and not self.store.committed(need)
-                for need in trial.required
-            ):
+            elif any(statuses.get(need) in lost and not self.store.committed(need) for need in trial.required):
                 statuses[trial.id] = "skipped"
             else:
                 statuses[trial.id] = "stopped" if stopped else "pending"
         return statuses
+
+    def done(self, trial: Trial) -> bool:
+        """Return whether a trial is trained and evaluated."""
+        return all(self.store.committed(commit_id) for commit_id in (trial.id, trial.evaluation_id))
 
     def final_failure(self, trial_id: str) -> Record | None:
         """Return the failure that ended a trial, ``None`` while attempts are left or it was reopened."""
@@ -131,16 +135,11 @@ class Projection:
 
     def source(self) -> str:
         """Return a hash of everything the tables are made from."""
-        facts = [
-            [
-                t.id,
-                t.evaluation_id,
-                bool(self.store.committed(t.id)),
-                bool(self.store.committed(t.evaluation_id)),
-                len(self.store.failures(t.id)),
-            ]
-            for t in self.trials
-        ]
+        facts = []
+        for trial in self.trials:
+            ids = [trial.id, trial.evaluation_id]
+            committed = [bool(self.store.committed(commit_id)) for commit_id in ids]
+            facts.append([*ids, *committed, len(self.store.failures(trial.id))])
         return content_id("tables", [SCHEMA_VERSION, self.name, facts])
 
     def _row(self, trial: Trial, status: str) -> dict[str, Any]:
@@ -151,8 +150,10 @@ class Projection:
         ran = training or failure
         parent = self.by_id.get(trial.needs.get("encoder", ""))
         network = config.get("model") or config["network"]
+        trained = parent.config if parent and trial.stage == "joint_decoder" else config
         values = {**evaluation.get("metrics", {}).get("test", {})}
         values |= {f"val_{key}": value for key, value in evaluation.get("metrics", {}).get("validation", {}).items()}
+        others = values.keys() - set(TRIALS.names)
         row = {
             "trial_id": trial.id,
             "stage": trial.stage,
@@ -160,56 +161,52 @@ class Projection:
             "classifier_id": trial.evaluators.get("classifier"),
             "heldout_classifier_id": trial.evaluators.get("heldout_classifier"),
             "encoder_sha256": training.get("artifacts", {}).get("encoder") or training.get("used", {}).get("encoder"),
-            "decoder_sha256": training.get("artifacts", {}).get("decoder"),
-            "samples_sha256": evaluation.get("samples_sha256"),
-            "originals_sha256": evaluation.get("originals_sha256"),
+            "decoder_sha256": training.get("artifacts", {}).get("decoder") or training.get("used", {}).get("decoder"),
+            **{key: evaluation.get(key) for key in ("samples_sha256", "originals_sha256")},
             "dataset": config["dataset"]["name"],
             "model": network["name"],
             "width": network.get("width"),
-            "protocol": config.get("protocol", {}).get("preset"),
-            "precision": config["train"]["precision"],
+            "protocol": preset_of(trained["protocol"], config["dataset"]["name"]) if "protocol" in config else None,
+            "variant": self.variants[trial.id],
+            "precision": trial.setting("train", "precision"),
             "dim": trial.rate.dim if trial.rate else None,
             "levels": trial.rate.levels if trial.rate else None,
-            "rate_bits": trial.rate.bits if trial.rate else None,
+            "rate_bits": trial.rate_bits,
             "seed": trial.seed,
             **{column: weights.get(term) for column, term in LAMBDAS.items()},
             "parent_lambda_c": parent.weights.get("classification") if parent else None,
             "parent_lambda_p": parent.weights.get("perception") if parent else None,
             "status": status,
-            "error_type": failure.get("error_type"),
-            "error_message": failure.get("error_message"),
-            "epochs": config["train"]["epochs"],
+            **{key: failure.get(key) for key in ("error_type", "error_message")},
+            "epochs": trial.setting("train", "epochs"),
             "config_json": json.dumps(config, sort_keys=True),
             "cached_from": ran.get("sweep") if ran.get("sweep") != self.name else None,
             "weights": sorted(weights.items()),
-            "metrics": sorted(
-                (key, value) for key, value in values.items() if key not in TRIALS.names and value is not None
-            ),
+            "metrics": sorted((key, values[key]) for key in others if values[key] is not None),
         }
         row |= {key: values.get(key) for name in METRICS for key in (name, f"val_{name}")}
-        row |= {key: _time(ran.get(key)) for key in ("started_at", "finished_at")}
+        row |= {key: ran.get(key) and datetime.fromisoformat(ran[key]) for key in ("started_at", "finished_at")}
         copied = ("attempt", "wall_s", "device", "host", "pack_lanes", "code_version", "git_sha", "torch_version")
         return row | {key: ran.get(key) for key in copied}
 
 
 class Publisher:
-    """Writes a sweep's two tables; knows which curves are in which part."""
+    """Writes a sweep's two tables; knows which curves are published and what is in the last part."""
 
     def __init__(self, projection: Projection) -> None:
         self.projection, self.store = projection, projection.store
         self.folder = self.store.layout.curves(projection.name)
-        self.parts: list[set[str]] = []
-        for path in sorted(self.folder.glob("part-*.parquet")):
-            self.parts.append(self._adopt(path))
-        self.tail = self._load(len(self.parts) - 1) if self.parts else CURVES.empty_table()
-        self.published = set().union(*self.parts)
+        self.published: set[str] = set()
+        paths = sorted(self.folder.glob("part-*.parquet"))
+        for path in paths:
+            self._adopt(path)
+        self.parts = len(paths)  # no row moves between them, so the last one alone grows
+        self.tail = read(self._path(self.parts), CURVES) if paths else CURVES.empty_table()
 
     def publish(self, running: Iterable[str] = (), stopped: bool = False, source: str = "") -> None:
         """Bring both tables up to date with the commits."""
         statuses = self.projection.statuses(running, stopped)
-        self._publish_curves(
-            [t for t, s in statuses.items() if s in ("done", "diverged", "failed", "oom") or self.store.committed(t)]
-        )
+        self._publish_curves([t for t, status in statuses.items() if status in FAILED or self.store.committed(t)])
         rows = self.projection.rows(statuses)
         table = pa.Table.from_pylist(rows, TRIALS.with_metadata({"source": source, "sweep": self.projection.name}))
         self.store.replace(self.store.layout.trials_table(self.projection.name), to_bytes(table))
@@ -218,33 +215,29 @@ class Publisher:
         new = [trial_id for trial_id in ended if trial_id not in self.published]
         if self.parts and not new:
             return
-        if not self.parts or (new and self.tail.num_rows >= ROWS_PER_PART):
-            self.parts.append(set())
+        if not self.parts or self.tail.num_rows >= ROWS_PER_PART:
+            self.parts += 1
             self.tail = CURVES.empty_table()
         self.tail = pa.concat_tables([self.tail, *(curve_table(t, self.projection.curve(t)) for t in new)])
-        self.parts[-1].update(new)
         self.published.update(new)
-        self.store.replace(self._path(len(self.parts) - 1), to_bytes(self.tail))
+        self.store.replace(self._path(self.parts), to_bytes(self.tail))
 
-    def _adopt(self, path: Path) -> set[str]:
+    def _adopt(self, path: Path) -> None:
         """Take over a part of an earlier launch, with the curves that its trials have now."""
         try:
             table = read(path, CURVES)
         except StoreError:
             table = None
-        adopted = set().union(*self.parts)
         found = dict.fromkeys(table["trial_id"].to_pylist() if table is not None else ())
-        known = [t for t in found if t in self.projection.by_id and t not in adopted]
+        known = [t for t in found if t in self.projection.by_id and t not in self.published]
         kept = pa.concat_tables([CURVES.empty_table(), *(curve_table(t, self.projection.curve(t)) for t in known)])
         if table is None or not kept.equals(table):
             self.store.replace(path, to_bytes(kept))
-        return set(kept["trial_id"].to_pylist())
+        self.published.update(kept["trial_id"].to_pylist())
 
-    def _load(self, number: int) -> pa.Table:
-        return read(self._path(number), CURVES)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.parquet"
+    def _path(self, count: int) -> Path:
+        """Return the last of ``count`` parts."""
+        return self.folder / f"part-{count - 1:05d}.parquet"
 
 
 def curve_table(trial_id: str, points: Sequence[Sequence[Any]]) -> pa.Table:
@@ -286,7 +279,3 @@ def published_source(path: Path) -> str | None:
             return (file.schema_arrow.metadata or {}).get(b"source", b"").decode() or None
     except (OSError, pa.ArrowException):
         return None
-
-
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)

@@ -11,22 +11,19 @@ from typing import Any
 
 from urc_sweep.errors import StoreError, UrcSweepError
 from urc_sweep.maths.ids import content_id, digest
-from urc_sweep.plan.trials import trial_id
+from urc_sweep.plan.trials import Trial, trial_id
 from urc_sweep.store import query
 from urc_sweep.store.commits import Record, Store
 from urc_sweep.store.lease import holder_of
 from urc_sweep.store.tables import Projection, published_source
-
-SUFFIX = {"encoder": ".safetensors", "decoder": ".safetensors", "classifier": ".safetensors"}
 
 
 def verify(store: Store) -> tuple[list[str], str]:
     """Return every problem as one line, and a sentence on what was checked."""
     problems: list[str] = []
     trainings: dict[str, Record] = {}
-    commits = 0
-    for commit_id in store.commit_ids():
-        commits += 1
+    commits = store.commit_ids()
+    for commit_id in commits:
         try:
             record = store.committed(commit_id)
             if record is None:
@@ -42,9 +39,8 @@ def verify(store: Store) -> tuple[list[str], str]:
             problems.append(f"{store.layout.commit(commit_id)}: not a whole record: {error!r}")
     for commit_id, record in trainings.items():
         problems += _check_parent(store, commit_id, record, trainings)
-    artifacts = 0
-    for path in sorted((store.root / "artifacts").glob("??/*")):
-        artifacts += 1
+    artifacts = sorted((store.root / "artifacts").glob("??/*"))
+    for path in artifacts:
         if digest(path.read_bytes()) != path.stem:
             problems.append(f"{path}: damaged: its bytes are not those of its name")
     names = store.sweeps()
@@ -53,7 +49,7 @@ def verify(store: Store) -> tuple[list[str], str]:
             problems += _check_tables(store, name)
         except UrcSweepError as error:
             problems.append(str(error))
-    return problems, f"{commits} commits, {artifacts} artifacts, {len(names)} sweeps"
+    return problems, f"{len(commits)} commits, {len(artifacts)} artifacts, {len(names)} sweeps"
 
 
 def _check_commit(store: Store, commit_id: str, record: Record) -> Iterator[str]:
@@ -65,10 +61,10 @@ def _check_commit(store: Store, commit_id: str, record: Record) -> Iterator[str]
         named = record["trial"]["config"]["dataset"]["sha256"]
         if len(named) == 64 and record["data_sha256"] != named:  # sets named by their archives have no such hash
             yield f"{path}: trial {commit_id[:12]} was trained on other data than it names"
-        for role, sha256 in record["artifacts"].items():
-            yield from _check_artifact(store, sha256, SUFFIX[role], commit_id)
+        for sha256 in record["artifacts"].values():
+            yield from _check_artifact(store, sha256, ".safetensors", commit_id)
         epochs = [point[0] for point in record["curve"] if point[1] == "train" and point[2] == "loss"]
-        if epochs != list(range(1, record["trial"]["config"]["train"]["epochs"] + 1)):
+        if epochs != list(range(1, Trial.from_json(record["trial"]).setting("train", "epochs") + 1)):
             yield f"{path}: trial {commit_id[:12]}: epochs of its curve are not 1 to the last (invariant 4)"
         if doubled := _doubled((p[0], p[1], p[2]) for p in record["curve"]):
             yield f"{path}: trial {commit_id[:12]}: curve point {doubled} twice (invariant 3)"
@@ -98,7 +94,7 @@ def _check_parent(store: Store, commit_id: str, record: Record, trainings: dict[
         if parent is None:
             yield f"{path}: trial {commit_id[:12]} needs {need[:12]}, which is not committed (invariant 7)"
             continue
-        if record["used"].get(role) != parent["artifacts"].get(role):
+        if record["used"].get(role) != parent["artifacts"].get(Trial.from_json(record["trial"]).artifact(role)):
             yield f"{path}: trial {commit_id[:12]} used another {role} than {need[:12]} committed (invariant 6)"
 
 

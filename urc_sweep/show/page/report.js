@@ -14,9 +14,7 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-function lambda(name) {
-  return el("span", {}, "λ", el("sub", { textContent: name }));
-}
+const lambda = (name) => el("span", {}, "λ", el("sub", { textContent: name }));
 
 // -- filters -----------------------------------------------------------------------------------------------------
 
@@ -73,15 +71,7 @@ function nondominated(points) {
   return front;
 }
 
-function groupBy(rows, key) {
-  const groups = new Map();
-  for (const i of rows) {
-    const name = key(i);
-    if (!groups.has(name)) groups.set(name, []);
-    groups.get(name).push(i);
-  }
-  return [...groups.values()];
-}
+const groupBy = (rows, key) => [...Map.groupBy(rows, key).values()];
 
 // Members of every front among `rows`, and the corners of the staircases of their test values, separated by nulls.
 function fronts(rows, x, y) {
@@ -225,9 +215,7 @@ function togglePin(i) {
   }));
 }
 
-function preview(i) {
-  $("preview").replaceChildren(card(i));
-}
+const preview = (i) => $("preview").replaceChildren(card(i));
 
 function drawGrid() {
   const first = Math.min(...T.seed);
