@@ -194,7 +194,7 @@ def frontier(sweep: SweepName = None, store: StoreOption = "results") -> None:
 def penalty(
     sweep: SweepName = None,
     store: StoreOption = "results",
-    at: Annotated[str, typer.Option(help="what is matched: cross_entropy, accuracy, sliced_w2 ...")] = "cross_entropy",
+    at: Annotated[str, typer.Option(help="what is matched: cross_entropy, accuracy, sliced_w2 ...")] = "",
 ) -> None:
     """Print what universality costs: universal against end-to-end at a matched constraint, paired by seed."""
     from urc_sweep.show import facts, gaps, terminal
@@ -202,7 +202,7 @@ def penalty(
     opened = _open(store)
     name = _newest(opened, sweep)
     frame = facts.load(opened, name)
-    if reason := gaps.obstacle(frame, at):
+    if reason := gaps.obstacle(frame, at := at or gaps.matched_at(frame)):
         raise SpecError(f"sweep {name!r}: {reason}")
     terminal.penalty(frame, at)
 

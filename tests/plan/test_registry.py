@@ -113,7 +113,7 @@ def test_every_component_says_what_it_is(key):
     assert entry.version >= 1
     assert entry.identity == {"name": key[1], "version": entry.version}, "no source hash: its version speaks for it"
     if entry.kind == "dataset" and "location" not in entry.facts:  # that of a folder only its bytes can tell
-        assert {"image", "classes", "train", "validation", "test", "sha256"} <= entry.facts.keys()
+        assert {"image", "labels", "train", "sha256"} <= entry.facts.keys()
     if entry.kind == "term":
         assert entry.facts["symbol"].startswith("lambda_")
 

@@ -149,11 +149,8 @@ def sha256_of(arrays: Arrays) -> str:
     version=1,
     sha256="f9a653046e9842ff83303e43b8ae8bd8ef0d0846e43d7040ba6d0d360e8ec53e",
     image=(1, 28, 28),
-    classes=10,
     labels=("digit", "parity"),
     train=1078,
-    validation=269,
-    test=450,
 )
 def digits(source: Source) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8x8 at 17 grey levels, bilinear to 28x28; stratified 60/15/25 split."""
@@ -188,11 +185,8 @@ def stratified(labels: Labels, name: str, *cuts: float) -> list[NDArray[np.int64
     folder="MNIST",
     sha256="5e8a56a8a5f29b16329f3285957b0df32e12a28e94eab1134cfe300edc629904",
     image=(1, 28, 28),
-    classes=10,
     labels=("digit", "parity"),
     train=55000,
-    validation=5000,
-    test=10000,
 )
 def mnist(source: Source) -> Arrays:
     """MNIST; 5,000 of its 60,000 training images, the same for everybody, are the validation split."""
@@ -212,11 +206,8 @@ def mnist(source: Source) -> Arrays:
         "bb300cfdad3c16e7a12a480ee83cd310",
     ),
     image=(1, 28, 28),
-    classes=10,
     labels=("garment",),
     train=55000,
-    validation=5000,
-    test=10000,
 )
 def fashion_mnist(source: Source) -> Arrays:
     """Fashion-MNIST (Xiao et al. 2017), split like MNIST; named by the MD5 of its published archives."""
@@ -236,11 +227,8 @@ def fashion_mnist(source: Source) -> Arrays:
         "7320c461ea6c1c855c0b718fb2a4b134",
     ),
     image=(1, 28, 28),
-    classes=10,
     labels=("character",),
     train=55000,
-    validation=5000,
-    test=10000,
 )
 def kmnist(source: Source) -> Arrays:
     """Kuzushiji-MNIST (Clanuwat et al. 2018), split like MNIST; named by the MD5 of its published archives."""
@@ -256,11 +244,8 @@ def kmnist(source: Source) -> Arrays:
     sha256="svhn/e26dedcc+eb5a983b",
     archives=("e26dedcc434d2e4c54c9b2d4a06d8373", "eb5a983be6a315427106f1b164d9cef3"),
     image=(3, 32, 32),
-    classes=10,
     labels=("digit", "parity"),
     train=68257,
-    validation=5000,
-    test=26032,
 )
 def svhn(source: Source) -> Arrays:
     """Street View House Numbers (Netzer et al. 2011), cropped; split like MNIST; named by the MD5 of its two files."""

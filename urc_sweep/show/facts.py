@@ -29,6 +29,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "heldout_cross_entropy": "cross-entropy, held-out classifier [nats]",
         "heldout_accuracy": "accuracy, held-out classifier",
         "sliced_w2": "sliced W2 distance [pixel scale]",
+        "fresh_critic_gap": "gap of a fresh critic",
+        "critic_gap": "gap of the training critic (not comparable between models)",
         "index_entropy_bits": "index entropy H(Z|U) [bits]",
         "mse_centroid": "MSE of the best decoder on this encoder",
         "latent_label_entropy": "label entropy given the latent H(S|Z,U) [nats]",

@@ -20,7 +20,9 @@ CONFIG: Mapping[str, Any] = MappingProxyType({"showSendToCloud": False, "display
 
 # Colour-blind safe; the first ones are those that read on white and on black alike.
 PALETTE = tuple(qualitative.Safe[index] for index in (6, 1, 7, 5, 0, 2, 3, 8, 4, 9, 10))
-SYMBOLS: Mapping[str, str] = MappingProxyType({"end_to_end": "circle", "universal": "diamond"})
+SYMBOLS: Mapping[str, str] = MappingProxyType(
+    {"end_to_end": "circle", "universal": "diamond", "joint_decoder": "triangle-up", "refined": "cross", "reduced": "x"}
+)
 DASHES: Mapping[str, str] = MappingProxyType({"end_to_end": "solid", "universal": "dot"})
 OTHER_SYMBOL, OTHER_DASH = "square", "dash"
 SVG_POINTS = 3000  # above it WebGL draws: SVG would take seconds
@@ -28,7 +30,7 @@ SVG_POINTS = 3000  # above it WebGL draws: SVG would take seconds
 
 def stage_label(stage: str) -> str:
     """Return a stage's name as it is written in text."""
-    return {"end_to_end": "end-to-end"}.get(stage, stage.replace("_", " "))
+    return {"end_to_end": "end-to-end", "joint_decoder": "joint"}.get(stage, stage.replace("_", " "))
 
 
 def rate_label(dim: int, levels: int, bits: float) -> str:
@@ -100,7 +102,7 @@ def _stairs(group: pd.DataFrame, x: str, y: str) -> np.ndarray[Any, np.dtype[np.
     """Return the corners (m, 2) of the staircases of all fronts of a group, separated by rows of NaN."""
     sign = np.array([-1.0 if axis in facts.LARGER_IS_BETTER else 1.0 for axis in (x, y)])
     parts = []
-    for _, front in group[group["on_front"]].groupby(["seed", "parent_id"], dropna=False):
+    for _, front in group[group["on_front"]].groupby(["seed", "parent_id", "variant"], dropna=False):
         parts += [sign * envelope(sign * front[[x, y]].to_numpy(float)), np.full((1, 2), np.nan)]
     return np.vstack(parts) if parts else np.empty((0, 2))
 

@@ -50,6 +50,12 @@ def encoder(row: Mapping[str, Any]) -> str:
     return " ".join(dict.fromkeys(word for word in told if word and isinstance(word, str)))
 
 
+def matched_at(trials: pd.DataFrame) -> str:
+    """Return what a sweep's penalties are matched at unless somebody says otherwise: what its objectives trade."""
+    traded = trials["lambda_c"].notna().any() or not trials["lambda_p"].notna().any()
+    return "cross_entropy" if traded else "sliced_w2"
+
+
 def obstacle(trials: pd.DataFrame, at: str = "cross_entropy") -> str | None:
     """Return in one line what a penalty still needs, ``None`` if it can be told."""
     points, term = _points(trials, at), LAMBDAS[CONSTRAINTS[at]]

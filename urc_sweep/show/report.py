@@ -73,7 +73,8 @@ def render(
 ) -> str:
     """Return the page. ``image`` gives the PNG bytes of an artifact and may raise ``StoreError``."""
     points = facts.fronts(trials)
-    penalties, volumes, encoders = gaps.penalties(trials), facts.hypervolumes(trials), facts.encoders(trials)
+    at = gaps.matched_at(trials)
+    penalties, volumes, encoders = gaps.penalties(trials, at), facts.hypervolumes(trials), facts.encoders(trials)
     failures = facts.failures(trials)
     tables = {"penalties": penalties, "hypervolumes": volumes, "encoders": encoders, "failures": failures}
     parts = {
@@ -82,7 +83,8 @@ def render(
         "subtitle": _subtitle(trials),
         "state": _state(trials, points),
         "trust": _trust(trials),
-        "penalties": _penalties(penalties, points),
+        "at": at.replace("_", "-"),
+        "penalties": _penalties(penalties, at),
         "hypervolumes": _hypervolumes(volumes),
         "encoders": _encoders(encoders),
         "failures": _failures(failures),
@@ -113,8 +115,8 @@ def _payload(
     palette = [figures.PALETTE[index % len(figures.PALETTE)] for index in range(len(rates))]
     rate_of = [number[pair] for pair in zip(points["dim"], points["levels"], strict=True)]
     axes = [axis for axis in facts.AXES if points[axis].notna().any()]
-    columns = ["trial_id", "stage", "seed", *facts.WEIGHTS, "parent_lambda_c", "parent_id", "worse_than_rate0"]
-    columns += [*axes, *(f"val_{axis}" for axis in axes), "mse_se"]
+    columns = ["trial_id", "stage", "variant", "seed", *facts.WEIGHTS, "parent_lambda_c", "parent_lambda_p"]
+    columns += ["parent_id", "worse_than_rate0", *axes, *(f"val_{axis}" for axis in axes), "mse_se"]
     pictures = _pictures(points, image)
     strips = {
         key: [sha256 if sha256 in pictures else None for sha256 in points[f"{key}_sha256"]]
@@ -129,6 +131,7 @@ def _payload(
             {"label": figures.rate_label(**_rate(rate)), "bits": rate["rate_bits"], "colour": colour}
             for rate, colour in zip(rates, palette, strict=True)
         ],
+        "y": gaps.matched_at(trials),
         "stages": [
             {
                 "name": stage,
@@ -280,16 +283,16 @@ def _distinct(trials: pd.DataFrame, column: str, suffix: str = "") -> str:
     return text + suffix if values else ""
 
 
-def _penalties(table: pd.DataFrame, points: pd.DataFrame) -> str:
+def _penalties(table: pd.DataFrame, at: str) -> str:
     if table.empty:
-        why = "needs done end-to-end and universal trials of one rate and seed, with a classification term"
+        why = f"needs done end-to-end and universal trials of one rate and seed, with a term for {at}"
         return f'<p class="empty">No penalty yet: it {why}.</p>'
     columns: dict[str, Cell] = {"rate": _rate_cell, "encoder λ_c": _number("parent_lambda_c", "g")}
     columns |= _varying(table, "lambda_d", "lambda_p", "parent_lambda_d", "parent_lambda_p")
     columns |= _varying(table, "stage", "parent_stage", "parent_variant", "variant")
     columns |= {
-        "at λ_c": _number("lambda_c", "g"),
-        "C [nats]": _number("constraint", ".3f"),
+        **({"at λ_c": _number("lambda_c", "g")} if at == "cross_entropy" else {"at λ_p": _number("lambda_p", "g")}),
+        "C [nats]" if at == "cross_entropy" else "C": _number("constraint", ".3f"),
         "MSE end-to-end": _number("mse_end_to_end", ".5f"),
         "MSE universal": _number("mse_universal", ".5f"),
         "penalty": lambda row: "infeasible" if row["infeasible"] else f"{row['penalty']:+.5f}",
@@ -297,7 +300,7 @@ def _penalties(table: pd.DataFrame, points: pd.DataFrame) -> str:
         "95 % interval": _interval,
         "seeds": lambda row: f"{row['seeds']} of {row['of_seeds']}",
     }
-    return _table("Distortion penalty at matched cross-entropy", table, columns, "penalties")
+    return _table(f"Distortion penalty at matched {at.replace('_', '-')}", table, columns, "penalties")
 
 
 def _varying(table: pd.DataFrame, *names: str) -> dict[str, Cell]:

@@ -282,11 +282,11 @@ def frontier(frame: pd.DataFrame) -> None:
         out().print("no front yet: no trial of a rate is done")
 
 
-def penalty(frame: pd.DataFrame, at: str = "cross_entropy") -> None:
+def penalty(frame: pd.DataFrame, at: str = "") -> None:
     """Print what universality costs at a matched constraint, in distortion and in rate, and what may explain it."""
     from urc_sweep.show import gaps
 
-    if reason := gaps.obstacle(frame, at):
+    if reason := gaps.obstacle(frame, at := at or gaps.matched_at(frame)):
         out().print(reason, soft_wrap=True)
         return
     rows, explained = gaps.penalties(frame, at), gaps.explanations(frame)

@@ -78,7 +78,7 @@ function fronts(rows, x, y) {
   const signX = LARGER.has(x) ? -1 : 1, signY = LARGER.has(y) ? -1 : 1;
   const signed = (column, sign, i) => (column[i] == null ? null : sign * column[i]);
   const members = new Set(), stairs = { x: [], y: [] };
-  for (const group of groupBy(rows.filter((i) => !T.worse_than_rate0[i]), (i) => `${T.seed[i]}/${T.parent_id[i]}`)) {
+  for (const group of groupBy(rows.filter((i) => !T.worse_than_rate0[i]), (i) => `${T.seed[i]}/${T.parent_id[i]}/${T.variant[i]}`)) {
     const own = nondominated(group.map((i) => [signed(T[`val_${x}`], signX, i), signed(T[`val_${y}`], signY, i), i]));
     own.forEach((p) => members.add(p[2]));
     const steps = nondominated(own.map((p) => [signed(T[x], signX, p[2]), signed(T[y], signY, p[2])]));
@@ -114,8 +114,9 @@ const weightNames = { lambda_d: "d", lambda_c: "c", lambda_p: "p" };
 
 function describe(i) {
   const weights = Object.entries(weightNames).filter(([key]) => T[key][i] != null).map(([key, name]) => `λ<sub>${name}</sub> ${short(T[key][i])}`);
-  const parent = T.parent_lambda_c[i] == null ? "" : `<br>encoder λ<sub>c</sub> ${short(T.parent_lambda_c[i])}`;
-  return `${escapeText(STAGE[T.stage[i]].label)}, ${escapeText(DATA.rates[T.rate[i]].label)}<br>${weights.join(", ")}${parent}<br>seed ${T.seed[i]}`;
+  const trained = ["c", "p"].filter((name) => T[`parent_lambda_${name}`][i] != null);
+  const parent = trained.map((name) => `<br>encoder λ<sub>${name}</sub> ${short(T[`parent_lambda_${name}`][i])}`).join("");
+  return `${escapeText(STAGE[T.stage[i]].label)}, ${escapeText(DATA.rates[T.rate[i]].label)}<br>${weights.join(", ")}${parent}<br>${T.variant[i] ? `${escapeText(T.variant[i])}, ` : ""}seed ${T.seed[i]}`;
 }
 
 function drawFrontier() {
@@ -221,18 +222,20 @@ function drawGrid() {
   const first = Math.min(...T.seed);
   DATA.rates.forEach((rate, number) => {
     const rows = ALL.filter((i) => T.seed[i] === first && T.rate[i] === number && T.samples[i])
-      .sort((a, b) => T.stage[a].localeCompare(T.stage[b]) || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b]);
+      .sort((a, b) => T.stage[a].localeCompare(T.stage[b]) || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b] || T.lambda_p[a] - T.lambda_p[b]);
     if (!rows.length) return;
     const block = el("div", { className: "rate" }, el("h3", { textContent: `${rate.label}, seed ${first}` }));
     const line = (label, picture, value) => block.append(el("div", { className: "line" }, label, picture, el("span", { className: "value", textContent: value })));
     line(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), "");
     let group = "";
     for (const i of rows) {
-      const name = `${STAGE[T.stage[i]].label}/${T.parent_id[i]}`, parent = T.parent_lambda_c[i];
-      if (name !== group) block.append(el("div", { className: "group" }, STAGE[T.stage[i]].label, ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
+      const name = `${STAGE[T.stage[i]].label}/${T.parent_id[i]}/${T.variant[i]}`, parent = T.parent_lambda_c[i];
+      if (name !== group) block.append(el("div", { className: "group" }, STAGE[T.stage[i]].label, T.variant[i] ? ` (${T.variant[i]})` : "", ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
       group = name;
       const value = `MSE ${T.mse[i].toFixed(4)}` + (T.accuracy?.[i] == null ? "" : `, accuracy ${T.accuracy[i].toFixed(3)}`);
-      line(el("span", {}, lambda("c"), ` ${short(T.lambda_c[i])}`), strip(T.samples[i], `${STAGE[T.stage[i]].label} reconstructions, lambda_c ${short(T.lambda_c[i])}`), value);
+      const weights = Object.entries(weightNames).filter(([key]) => T[key][i] != null && (key !== "lambda_d" || T[key][i] !== 1));
+      const told = weights.map(([key]) => `${key} ${short(T[key][i])}`).join(", ");
+      line(el("span", {}, ...weights.flatMap(([key, sub]) => [lambda(sub), ` ${short(T[key][i])} `])), strip(T.samples[i], `${STAGE[T.stage[i]].label} reconstructions, ${told}`), value);
     }
     $("grid").append(block);
   });
@@ -300,7 +303,7 @@ chips("rate", DATA.rates.map((_, k) => k), (k) => DATA.rates[k].label, (k) => sy
 chips("seed", distinct([...T.seed, ...DATA.curves.lines.map((line) => line.seed)]), String);
 chips("parent", distinct(T.parent_lambda_c), (value) => short(value));
 options($("x"), Object.entries(DATA.axes), "mse");
-options($("y"), Object.entries(DATA.axes), "cross_entropy");
+options($("y"), Object.entries(DATA.axes), DATA.y);
 document.querySelector(".pair").hidden = !Object.keys(DATA.axes).length;
 const keys = [...new Set(DATA.curves.lines.flatMap((line) => Object.keys(line.values)))].map((key) => key.split("/"));
 options($("metric"), [...new Set(keys.map((key) => key[1]))].map((name) => [name, name]), "distortion");
