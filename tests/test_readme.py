@@ -65,3 +65,14 @@ def test_sweeps_show_the_templates_and_the_schema() -> None:
         assert (ROOT / "sweeps" / template.name).read_text() == template.read_text()
     schema = subprocess.run([sys.executable, "-m", "urc_sweep", "schema"], capture_output=True, text=True, check=True)
     assert (ROOT / "sweeps" / "sweep.schema.json").read_text() == schema.stdout
+
+
+def test_the_whole_recipe_is_a_sweep() -> None:
+    from urc_sweep.plan import spec
+    from urc_sweep.plan.expand import Known, expand
+
+    text = "name: recipe\nrates: [{dim: 3, levels: 3}]\n" + block("yaml", "name: folder")
+    trials = expand(spec.parse(text, "README.md"), Known("0" * 64, (3, 32, 32), ("class",)))
+    stages = {stage: sum(trial.stage == stage for trial in trials) for stage in (t.stage for t in trials)}
+    expected = {"classifier": 2, "end_to_end": 5, "joint": 1, "joint_decoder": 2, "control": 2}
+    assert stages == expected | {"universal": 6, "refined": 5, "reduced": 5}
