@@ -621,3 +621,10 @@ def test_tables_of_trials_and_fronts_name_the_variants(capsys):
     assert text.count("c 0.015 frozen_batchnorm batch") > 4
     terminal.frontier(frame([]))
     assert "no front yet" in capsys.readouterr().out
+
+
+def test_words_of_several_seeds_are_told_once() -> None:
+    assert gaps._words(["infeasible, needs higher rates", "needs higher rates", "found"]) == (
+        "infeasible, needs higher rates"
+    )
+    assert gaps._words(["found", "found"]) == "found"

@@ -30,6 +30,9 @@ EVALUATION_BATCH = 500
 # At most so many readings of the validation split along a training, so that long ones do not pay for more.
 VALIDATIONS = 10
 
+# The optimizers of a lane, and the setting that is their learning rate.
+RATES = {"adam": "learning_rate", "adam_critic": "critic_learning_rate"}
+
 CurvePoint = tuple[int, str, str, float, float]  # epoch, split, metric, value, wall_s
 
 
@@ -108,28 +111,21 @@ class Lane:
                 if name in self.initial:
                     module.load_state_dict(self.initial[name])
                 self.modules[role] = fast_layout(module, self.device)
-        critics = [role for role in self.modules if role.startswith("critic")]
-        self.optimizers = {
-            name: self._adam([self.modules[role] for role in roles], rate)
-            for name, roles, rate in (
-                ("adam", [role for role in self.modules if role not in critics], "learning_rate"),
-                ("adam_critic", critics, "critic_learning_rate"),
-            )
-            if roles
-        }
-
-    def _adam(self, modules: Sequence[nn.Module], rate: str) -> torch.optim.Adam:
-        parameters = [p for module in modules for p in module.parameters()]
-        betas = self.trial.setting("train", "betas")
-        # Fused: one pass over the parameters instead of one per operation.
-        return torch.optim.Adam(parameters, lr=self.trial.setting("train", rate), betas=tuple(betas), fused=True)
+        self.optimizers = {}
+        betas = tuple(self.trial.setting("train", "betas"))
+        for name, rate in RATES.items():
+            own = [m for role, m in self.modules.items() if role.startswith("critic") == (name == "adam_critic")]
+            if parameters := [p for module in own for p in module.parameters()]:
+                # Fused: one pass over the parameters instead of one per operation.
+                adam = torch.optim.Adam(parameters, lr=self.trial.setting("train", rate), betas=betas, fused=True)
+                self.optimizers[name] = adam
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch: training mode, and the learning rates of this epoch."""
         self.mode(training=True)
-        for name, rate in (("adam", "learning_rate"), ("adam_critic", "critic_learning_rate")):
-            for group in self.optimizers[name].param_groups if name in self.optimizers else ():
-                group["lr"] = self.trial.setting("train", rate) * rate_factor(self.trial, epoch)
+        for name, adam in self.optimizers.items():
+            for group in adam.param_groups:
+                group["lr"] = self.trial.setting("train", RATES[name]) * rate_factor(self.trial, epoch)
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the values to record, the one to minimise under ``loss``."""

@@ -298,7 +298,8 @@ def _averaged(table: pd.DataFrame, keys: Names, values: Names, means: Names = ()
 
 def _words(words: Iterable[str]) -> str:
     """Return the different words, without the one that says that nothing is missing if another does."""
-    return ", ".join(sorted(set(words) - {penalty.FOUND})) or penalty.FOUND
+    told = {word for text in words for word in text.split(", ")}
+    return ", ".join(sorted(told - {penalty.FOUND})) or penalty.FOUND
 
 
 def _rate(front: pd.DataFrame) -> float:
