@@ -823,7 +823,7 @@ def test_the_papers_sweeps_plan_in_full_and_reduced_as_their_headers_say(path, t
     assert {t.stage for t in few} == {t.stage for t in trials_of_all}, "every stage is still there"
     assert len(few) < len(trials_of_all)
     assert max(t.setting("train", "epochs") for t in few if t.stage not in ("classifier",)) <= 2
-    assert {t.config["model"]["width"] for t in few if "model" in t.config} == {0.25}
+    assert {t.config["model"]["width"] for t in few if "model" in t.config} <= {0.25, 0.125}
     assert full.name == small.name == path.stem
     for name in spec.COMPRESSORS:
         arms, kept = (

@@ -469,6 +469,7 @@ def test_a_gap_in_a_lesser_arm_does_not_count():
     rows = gaps.explanations(table[~best])
     assert (rows.loc[rows["explanation"] == "universality", "low"] > 0).all()
     assert list(gaps.verdicts(rows)) == ["(3,3): the universality gap is not shown (no joint trial in the best arm)"]
+    assert list(gaps.verdicts(gaps.explanations(table[~table["stage"].str.startswith("joint")]))) == []
 
 
 def test_the_base_of_a_control_does_not_set_the_joint_constraint():

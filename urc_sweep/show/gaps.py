@@ -179,6 +179,8 @@ def verdicts(explained: pd.DataFrame) -> Iterator[str]:
     """Yield the study's verdict per rate: real only if joint's interval is above 0 in the best-optimised arm."""
     for (dim, levels), rows in explained.groupby(RATE[:2]):
         judged = rows[rows["best_arm"]]
+        if not (rows["explanation"].eq(UNIVERSALITY) & rows["of_seeds"].gt(0)).any():
+            continue  # no joint trial, no verdict
         shown = "real" if (judged["low"] > 0).any() else "not shown"
         why = f"in the best-optimised arm, {judged['arm'].iloc[0]}" if len(judged) else "no joint trial in the best arm"
         yield f"({dim},{levels}): the universality gap is {shown} ({why})"
