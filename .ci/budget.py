@@ -1,5 +1,7 @@
 """The line budget: the package must be readable in an afternoon. Comments, docstrings and blank lines are free.
 
+Python and the report's page (HTML, CSS, JS) are counted apart: who reads how a number is made reads no style sheet.
+
 Run: python .ci/budget.py
 """
 
@@ -7,7 +9,8 @@ import ast
 import sys
 from pathlib import Path
 
-LIMIT, FILE_LIMIT = 6_000, 400
+LIMITS = {"Python": 6_000, "page": 1_200}
+FILE_LIMIT = 400
 
 
 def code_lines(path: Path) -> int:
@@ -27,12 +30,17 @@ def code_lines(path: Path) -> int:
 
 
 def main() -> int:
-    paths = [path for path in Path("urc_sweep").rglob("*") if path.suffix in (".py", ".js", ".css", ".html")]
-    files = {path: code_lines(path) for path in paths}
-    total = sum(files.values())
-    long = [f"{path}: {lines} lines of code, limit {FILE_LIMIT}" for path, lines in files.items() if lines > FILE_LIMIT]
-    print(f"line budget: {total} of {LIMIT} lines of code in {len(files)} files", *long, sep="\n")
-    return 1 if total > LIMIT or long else 0
+    files = {"Python": list(Path("urc_sweep").rglob("*.py"))}
+    files["page"] = [path for path in Path("urc_sweep").rglob("*") if path.suffix in (".js", ".css", ".html")]
+    over = False
+    for kind, paths in files.items():
+        lines = {path: code_lines(path) for path in paths}
+        total = sum(lines.values())
+        print(f"line budget: {kind}: {total} of {LIMITS[kind]} lines in {len(paths)} files")
+        long = [f"{path}: {count} lines, limit {FILE_LIMIT}" for path, count in lines.items() if count > FILE_LIMIT]
+        print(*long, sep="\n", end="\n" if long else "")
+        over = over or bool(long) or total > LIMITS[kind]
+    return 1 if over else 0
 
 
 if __name__ == "__main__":
