@@ -65,9 +65,9 @@ def init(
         raise SpecError(f"--template {template}: {choices(template, templates)}")
     from urc_sweep.plan.spec import json_schema
 
-    if path.exists():
-        raise SpecError(f"{path} exists already; name another file")
     try:
+        if path.exists():
+            raise SpecError(f"{path} exists already; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(templates[template].read_text(encoding="utf-8"), encoding="utf-8")
         path.with_name("sweep.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
@@ -270,8 +270,27 @@ def verify(store: StoreOption = "results") -> None:
     opened = _open(store)
     problems, checked = check(opened)
     if problems:
-        raise StoreError("\n".join(problems))
+        raise StoreError(*problems)
     print(f"{store}: ok: {checked}")
+
+
+upkeep = typer.Typer(no_args_is_help=True, help="Look after the store's files.")
+app.add_typer(upkeep, name="store")
+
+
+@upkeep.command()
+def gc(
+    store: StoreOption = "results",
+    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="spare what is younger")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+) -> None:
+    """Remove files that no commit, failure or plan names: leftovers of kills, weights of lost races. Never a result."""
+    from urc_sweep.store.gc import collect
+
+    found = collect(_open(store), older_than, dry_run)
+    if dry_run:
+        print("".join(f"{path}\n" for path, _ in found), end="")
+    print(f"{'would remove' if dry_run else 'removed'} {len(found)} files, {sum(size for _, size in found)} bytes")
 
 
 @app.command()
@@ -297,6 +316,26 @@ def retry(sweep: SweepName = None, store: StoreOption = "results") -> None:
     opened = _open(store)
     name = _newest(opened, sweep)
     print(f"reopened {reopen(opened, name)} trials of {name}; launch it again to run them")
+
+
+@app.command()
+def reproduce(
+    trial: Annotated[str, typer.Argument(help="a trial id, or its first digits")],
+    store: StoreOption = "results",
+    plugins: Plugin = None,
+    data_root: DataRoot = None,
+    offline: Offline = False,
+) -> None:
+    """Train one committed trial again, beside the store, and compare: bit for bit on the CPU; exit 1 if it differs."""
+    from urc_sweep.run.reproduce import reproduce as again
+    from urc_sweep.show import terminal
+
+    options = _options(store, None, plugins, data_root=data_root, offline=offline)
+    opened = _open(store)
+    sweep, found = terminal.find(opened, trial)
+    same, compared = again(opened, sweep, found, options, lambda event: print(event, file=sys.stderr))
+    print(f"{found.id[:12]}: {'reproduced' if same else 'NOT reproduced'}: {compared}")
+    raise typer.Exit(0 if same else 1)
 
 
 @app.command()
@@ -326,13 +365,20 @@ def _main(
 def main() -> None:
     """Run the command line; a person's error is one line per problem on stderr and the design's exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UrcSweepError as error:
-        print("\n".join(f"urc-sweep: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        sys.exit(error.exit_code)
+        told = error
     except OSError as error:
-        print(f"urc-sweep: {error}", file=sys.stderr)
-        sys.exit(StoreError.exit_code)
+        told = StoreError(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises, whose own base class it does not name
+            raise
+        if not sys.argv[1:]:
+            app(["--help"])
+        told = SpecError(f"{error.format_message()} (`urc-sweep --help` tells more)")
+    for line in told.lines:
+        print(f"urc-sweep: {line}", file=sys.stderr)
+    sys.exit(told.exit_code)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 1_000
+
 
 class UrcSweepError(Exception):
-    """Something a person can put right; ``str()`` is the one line they see."""
+    """Something a person can put right: one line per problem."""
 
-    exit_code = 1
+    exit_code, most_lines = 1, 10_000
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal shows: one line per problem, whatever a stranger's file made of it."""
+        texts = [str(problem) for problem in self.args[: self.most_lines]]
+        texts = [f"{text[:600]} ... {text[-300:]}" if len(text) > LONGEST_LINE else text for text in texts]
+        more = len(self.args) - len(texts)
+        return [*map(printable, texts), *([f"and {more:,} problems more"] if more else [])]
 
 
 class SpecError(UrcSweepError):
-    """A sweep file, a name or an option is wrong. ``problems`` holds one line each."""
+    """A sweep file, a name or an option is wrong."""
 
-    exit_code = 2
-
-    def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    exit_code, most_lines = 2, 50
 
 
 class DataError(UrcSweepError):
@@ -38,6 +47,11 @@ class ResourceError(UrcSweepError):
     """The machine or cluster cannot give what the sweep file asks for."""
 
     exit_code = 5
+
+
+def printable(text: str) -> str:
+    """Return text that commands no terminal: control codes, line ends and marks of direction are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def choices(wrong: object, known: Iterable[str]) -> str:

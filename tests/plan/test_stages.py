@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from urc_sweep.errors import SpecError
 from urc_sweep.plan import spec, trials
@@ -541,7 +542,7 @@ def test_an_entry_with_a_label_is_for_that_label_set_only(entries, networks):
 
 
 def test_a_checkpoint_without_a_label_is_for_the_primary_label_set_only(tmp_path):
-    (tmp_path / "c.safetensors").write_bytes(b"weights")
+    (tmp_path / "c.safetensors").write_bytes(save({"w": np.zeros(1)}))
     (tmp_path / "sweep.yaml").write_text(LABELS)
     sweep = spec.load(tmp_path / "sweep.yaml", ("stages.classifier={checkpoint: c.safetensors, network: vgg6}",))
     first, _, parity, _ = expand(sweep)[:4]
@@ -572,7 +573,7 @@ def test_labels_of_data_without_a_pin_are_those_that_reading_it_showed():
 
 
 def test_a_classifier_from_a_file_is_named_by_its_bytes(tmp_path):
-    (tmp_path / "c.safetensors").write_bytes(b"some weights")
+    (tmp_path / "c.safetensors").write_bytes(save({"w": np.zeros(2)}))
     path = tmp_path / "sweep.yaml"
     path.write_text(PLAIN)
 
@@ -594,7 +595,7 @@ def test_a_classifier_from_a_file_is_named_by_its_bytes(tmp_path):
     same = "stages.heldout_classifier={network: paper, checkpoint: other.safetensors}"
     with pytest.raises(SpecError, match="is the very classifier that losses see"):
         first("stages.classifier.checkpoint=other.safetensors", same)
-    (moved / "other.safetensors").write_bytes(b"other weights")
+    (moved / "other.safetensors").write_bytes(save({"w": np.ones(2)}))
     assert given.id != first("stages.classifier.checkpoint=other.safetensors").id
 
 

@@ -62,8 +62,11 @@ class Study:
         self.store.save_generation(self.name, {"generation": 0, "launched_at": STARTED, "trials": trials})
         return self.publish()
 
-    def publish(self, running: tuple[str, ...] = (), stopped: bool = False, final: bool = True) -> Study:
+    def publish(self, running: tuple[str, ...] = (), stopped: bool = False, final: bool | None = None) -> Study:
+        """Publish the tables; by default, like a launch, as final ones once every trial has ended."""
         projection = self.projection()
+        if final is None:
+            final = not {"pending", "running"} & set(projection.statuses(running, stopped).values())
         Publisher(projection).publish(running, stopped, projection.source() if final else "")
         return self
 

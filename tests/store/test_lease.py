@@ -176,7 +176,7 @@ def test_a_foreign_holder_is_not_taken_over_before_its_time(store, monkeypatch):
     waited = []
     monkeypatch.setattr(lease.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(lease.time, "sleep", waited.append)
-    assert Lease(store, "mine")._dead(written(store)) is True
+    assert Lease(store, "mine")._dead(written(store), store.layout.lease) is True
     assert len(waited) == 2, "watched until 60 s had passed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.store.build import TEXT, Study, curve, flip, metrics, reseal
@@ -173,7 +175,7 @@ def test_tables_rebuilt_from_commits_are_the_published_ones(study):
 
 
 def test_the_source_of_a_table_changes_with_what_it_is_made_from(study):
-    path, seen = study.store.layout.trials_table(study.name), []
+    path, seen = study.publish(final=True).store.layout.trials_table(study.name), []
     for change in (
         lambda: None,
         lambda: study.train(study.trials[0]),
@@ -255,7 +257,7 @@ def test_a_curve_that_another_sweep_completed_is_published_whole(study):
     """It failed in this sweep, was reopened and trained by another one, and this sweep is launched again."""
     diverged = study.trials[0]
     study.fail(diverged, "diverged", epochs=2).publish()
-    study.fail(diverged, "reopened", attempt=2, final=False).finish(diverged, sweep="other").publish()
+    study.fail(diverged, "reopened", attempt=2, final=False).finish(diverged, sweep="other").publish(stopped=True)
     assert points(study) == expected_points(study, diverged)
     assert verify(study.fresh().store)[0] == []
 
@@ -369,52 +371,11 @@ def test_readers_see_a_valid_snapshot_at_any_instant(tmp_path, monkeypatch):
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
-def flips_of(path, bits, good, allowed=()):
-    """The bits whose flip was read without an error as something else than ``good``."""
-    whole, wrong = path.read_bytes(), []
-    for bit in bits:
-        flip(path, bit)
-        with contextlib.suppress(StoreError, *allowed):
-            found = tables.read(path, good.schema)
-            if not (found.schema.equals(good.schema) and found.equals(good)):
-                wrong.append(bit)
-        path.write_bytes(whole)
-    return wrong
-
-
-def footer_of(path) -> int:
-    """Where the footer of a Parquet file begins."""
-    data = path.read_bytes()
-    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-
-
 @pytest.fixture
 def part(study):
     study.finish(study.trials[0]).publish()
     (path,) = parts(study)
     return path
-
-
-def test_200_flipped_bits_of_the_data_are_found_or_harmless(part):
-    """Data pages carry checksums; the footer has none and is flipped bit by bit below."""
-    good = tables.read(part, CURVES)
-    chance = random.Random(0)
-    assert good.num_rows == 6
-    assert flips_of(part, [chance.randrange(8 * footer_of(part)) for _ in range(200)], good) == []
-
-
-def test_flipped_bits_of_the_footer_are_found_or_harmless(part):
-    good = tables.read(part, CURVES)
-    end = part.read_bytes().rindex(b"ARROW:schema")  # what follows is a copy of the schema for Arrow's eyes
-    bits = random.Random(0).sample(range(8 * footer_of(part), 8 * end), 2000)
-    assert flips_of(part, bits, good, allowed=(UnicodeDecodeError,)) == []
-
-
-def test_a_column_name_that_is_no_text_is_damage(part):
-    start = part.read_bytes().index(b"trial_id", footer_of(part))
-    flip(part, 8 * start + 7)
-    with pytest.raises(StoreError, match="damaged"):
-        tables.read(part, CURVES)
 
 
 def test_a_truncated_table_is_damaged(part):
@@ -428,6 +389,170 @@ def test_a_truncated_table_is_damaged(part):
         tables.read(part, CURVES)
 
 
+# -- older releases ----------------------------------------------------------------------------------------------------
+
+
+def aged(path, schema, *dropped):
+    """Make a table what a release without these columns, and without a seal, wrote of the same commits."""
+    table = tables.read(path, schema).drop_columns(list(dropped))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.fixture
+def old(study, monkeypatch):
+    """A finished sweep of a release that had neither seals nor ``ssim``, nor walls in its curves."""
+    study.finish(*study.trials[:5]).fail(study.trials[5], "diverged", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "SCHEMA_VERSION", 2)
+        patch.setattr(Projection.source, "__defaults__", (2,))
+        study.publish()
+    aged(study.store.layout.trials_table(study.name), TRIALS, "ssim")
+    aged(parts(study)[0], CURVES, "wall_s")
+    return study
+
+
+def test_an_old_store_is_whole_and_its_later_columns_are_empty(old):
+    assert verify(old.fresh().store)[0] == []
+    found = query.trials(old.store, old.name)
+    assert found.drop_columns(["sweep"]).schema.equals(TRIALS)
+    assert found["ssim"].null_count == found.num_rows == 6
+    assert found["accuracy"].null_count == 1
+    assert {row["wall_s"] for row in query.curves(old.store, old.name).to_pylist()} == {None}
+
+
+def test_damage_to_an_old_store_is_found(old):
+    path = old.store.layout.trials_table(old.name)
+    table = pq.read_table(path, partitioning=None)
+    values = table["accuracy"].to_pylist()
+    index = table.schema.get_field_index("accuracy")
+    values[0] = 0.5
+    pq.write_table(table.set_column(index, "accuracy", pa.array(values)), path)
+    (line,) = verify(old.fresh().store)[0]
+    assert line.startswith(f"{path}: row of trial {old.trials[0].id[:12]} is not what its commits say")
+
+
+def test_a_launch_publishes_an_old_store_anew(old):
+    path = old.store.layout.trials_table(old.name)
+    assert published_source(path) != old.projection().source()
+    old.publish()
+    assert published_source(path) == old.projection().source()
+    assert tables.published(path).columns.names == TRIALS.names
+    assert None not in {row["wall_s"] for row in query.curves(old.store, old.name).to_pylist()}
+    assert verify(old.fresh().store)[0] == []
+
+
+def test_a_metric_that_became_a_column_was_in_the_map_before(study):
+    study.finish().publish()
+    statuses = study.projection().statuses()
+    trial = study.of_stage("end_to_end")[0]
+    for columns, where in ((frozenset(TRIALS.names), False), (frozenset(TRIALS.names) - {"psnr_db"}, True)):
+        rows = {row["trial_id"]: row for row in study.projection().rows(statuses, columns)}
+        assert ("psnr_db" in dict(rows[trial.id]["metrics"])) is where
+
+
+@pytest.mark.parametrize("change", ["unknown column", "other type", "column twice"])
+def test_an_old_table_of_other_columns_is_refused(study, change):
+    path = study.store.layout.trials_table(study.name)
+    table = pq.read_table(path, partitioning=None).drop_columns(["ssim"])
+    table = {
+        "unknown column": lambda: table.append_column("mood", table["stage"]),
+        "other type": lambda: table.set_column(0, "trial_id", pa.array(range(table.num_rows))),
+        "column twice": lambda: table.append_column("stage", table["stage"]),
+    }[change]()
+    pq.write_table(table, path)
+    with pytest.raises(StoreError, match="columns are not those of this release"):
+        tables.read(path, TRIALS)
+
+
+# -- seals and budgets -------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_of_a_table_is_found(part):
+    """Anywhere: data, footer, Arrow's copy of the schema, the seal itself. The checksum is of the whole file."""
+    good, bits = tables.read(part, CURVES), 8 * part.stat().st_size
+    chance, whole, missed = random.Random(0), part.read_bytes(), []
+    seal = 8 * whole.rindex(b"sha256")
+    for bit in [*range(seal - 64, seal + 8 * 74), *(chance.randrange(bits) for _ in range(500))]:
+        flip(part, bit)
+        with contextlib.suppress(StoreError):
+            tables.read(part, good.schema)
+            missed.append(bit)
+        part.write_bytes(whole)
+    assert missed == []
+
+
+def test_a_table_without_its_seal_is_not_taken_for_an_old_one(part):
+    table = tables.read(part, CURVES)
+    pq.write_table(table.replace_schema_metadata({"schema_version": "3"}), part)
+    with pytest.raises(StoreError, match="its seal is gone"):
+        tables.read(part, CURVES)
+
+
+def test_zeros_in_the_data_are_not_taken_for_the_seal():
+    rows = [{"trial_id": "sha256\x18\x40" + "0" * 64, "metric": "0" * 64}]
+    data = tables.to_bytes(pa.Table.from_pylist(rows, CURVES))
+    assert pq.read_table(io.BytesIO(data)).to_pylist()[0]["metric"] == "0" * 64
+
+
+def bomb(kind: str) -> pa.Table:
+    """A table of few bytes that would be gigabytes."""
+    zeros = np.zeros(20_000, np.int32)
+    text = pa.DictionaryArray.from_arrays(pa.array(zeros), pa.array(["x" * 2**20]))
+    if kind == "text":
+        return pa.table({"trial_id": text})
+    if kind == "map":
+        return pa.table({"weights": pa.MapArray.from_arrays(pa.array([0, 20_000], pa.int32()), text, pa.array(zeros))})
+    if kind == "entries":  # of one row
+        many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(17_000_000, np.int8)), pa.array(["x"]))
+        values = pa.array(np.zeros(17_000_000))
+        return pa.table({"weights": pa.MapArray.from_arrays(pa.array([0, len(many)], pa.int32()), many, values)})
+    if kind == "rows":
+        return pa.table({"epoch": np.zeros(17_000_000, np.int8).astype(np.int64)})
+    if kind == "nulls":
+        return pa.table({"seed": pa.nulls(1_000_000, pa.int64())})
+    return pa.table({"config_json": pa.array(["x" * 130 * 2**20])})
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from urc_sweep.errors import StoreError
+from urc_sweep.store import tables
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    tables.read(Path(sys.argv[1]), getattr(tables, sys.argv[2]))
+except StoreError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("kind", ["text", "map", "entries", "rows", "nulls", "page"])
+def test_a_small_file_that_would_be_gigabytes_is_one_line(tmp_path, kind):
+    """A stranger's table, without a seal like an old one."""
+    path, made = tmp_path / "trials.parquet", bomb(kind)
+    if kind == "map":  # of the right type, else it is refused for that
+        made = made.set_column(0, "weights", made["weights"].cast(pa.map_(made["weights"].type.key_type, pa.float64())))
+    pq.write_table(made, path, compression="zstd", dictionary_pagesize_limit=2**22, store_schema=False)
+    assert path.stat().st_size < 2**20
+    schema = "CURVES" if kind == "rows" else "TRIALS"
+    command = [sys.executable, "-c", BOMB, str(path), schema]
+    line, memory = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert line.startswith(f"{path}: damaged table: ")
+    assert "any table of ours" in line
+    assert int(memory) < 250
+
+
+def test_a_footer_as_long_as_the_file_is_not_decoded(tmp_path):
+    path = tmp_path / "trials.parquet"
+    path.write_bytes(b"PAR1" + bytes(2**22) + (2**22).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(StoreError, match="footer is larger"):
+        tables.read(path, TRIALS)
+
+
 def test_a_table_of_other_columns_is_refused(part):
     part.write_bytes(tables.to_bytes(CURVES.empty_table().drop_columns(["wall_s"])))
     with pytest.raises(StoreError, match="columns are not those of this release"):
@@ -437,9 +562,8 @@ def test_a_table_of_other_columns_is_refused(part):
 def test_both_schemas_survive_parquet(study):
     for path, schema in ((study.store.layout.trials_table(study.name), TRIALS), (parts(study)[0], CURVES)):
         assert tables.read(path, schema).schema.equals(schema)
-        assert {f.name: f.metadata for f in tables.read(path).schema if f.metadata and b"unit" in f.metadata} == {
-            f.name: f.metadata for f in schema if f.metadata
-        }
+        found = tables.read(path, schema).schema
+        assert [field.metadata for field in found] == [field.metadata for field in schema]
 
 
 def test_rows_follow_the_plan(study):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from tests.faults import corruption
+from tests.faults.card import Budget, Card
 from tests.store.build import TEXT, Study, flip, reseal
+from urc_sweep.maths.ids import digest
 from urc_sweep.store import tables
+from urc_sweep.store.commits import _seal
 from urc_sweep.store.verify import verify
 
 
@@ -46,7 +52,7 @@ def evaluation(study, number):
 
 def edit(path, change):
     """Rewrite a table with other rows, the file itself being in order."""
-    table = tables.read(path)
+    table = tables.read(path, tables.TRIALS if path.name == "trials.parquet" else tables.CURVES)
     path.write_bytes(tables.to_bytes(change(table).replace_schema_metadata(table.schema.metadata)))
     return path
 
@@ -111,7 +117,7 @@ def commit_after_publishing(study):
 def drop_from_plan(study):
     path = study.store.layout.generation(study.name, 0)
     reseal(path, lambda record: record["trials"].pop(0))
-    return f"sweep {study.name}: "
+    return path
 
 
 def extra_row(study):
@@ -122,6 +128,52 @@ def extra_row(study):
 
 def foreign_failure(study):
     return harmed(study.store.layout.failure(study.trials[5].id, 1), reseal, lambda r: r.update(trial_id="f" * 64))
+
+
+def stray(study, name):
+    path = study.store.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"{}")
+    return path
+
+
+def checkpointed(study):
+    """A trial that is not committed, with its checkpoint."""
+    study.store.save_checkpoint(study.trials[5].id, b"tensors", {"epoch": 1})
+    folder = study.store.layout.checkpoint(study.trials[5].id)
+    return folder / "state.json", folder / f"{digest(b'tensors')}.safetensors"
+
+
+def without_plan(study):
+    shutil.rmtree(study.store.layout.sweep(study.name))
+    return trials_table(study).parent
+
+
+def other_spec(study):
+    """The sweep file is not the one that the plan names."""
+    study.store.layout.spec(study.name).write_text("name: other\n")
+    reseal(study.store.layout.generation(study.name, 0), lambda r: r.update(spec_sha256=digest(b"name: tiny\n")))
+    return study.store.layout.spec(study.name)
+
+
+def give_weights(study):
+    """The configuration names a classifier that the sweep brought along, and that is not there."""
+    weights = study.store.put(b"weights", ".safetensors")
+    path = study.store.layout.generation(study.name, 0)
+    reseal(path, lambda r: r["trials"][0]["config"].update(checkpoint=weights))
+    study.store.layout.artifact(weights, ".safetensors").unlink()
+    return study.store.layout.artifact(weights, ".safetensors")
+
+
+def unfinished(study):
+    """A launch said that it was done, and left a trial out."""
+    study.store.layout.failure(study.trials[5].id, 1).unlink()
+    return trials_table(study.publish(final=True))
+
+
+def unjudged(study):
+    study.store.layout.commit(study.trials[1].id).unlink()
+    return evaluation(study, 2)
 
 
 def keep(column, value):
@@ -171,6 +223,35 @@ DAMAGES = {
     "failure of another trial": foreign_failure,
     "trained on other data": lambda s: harmed(commit(s, 2), reseal, lambda r: r.update(data_sha256="0" * 64)),
     "record without its fields": lambda s: harmed(commit(s, 2), reseal, lambda r: r.pop("artifacts")),
+    "format flipped": lambda s: harmed(s.store.layout.format, flip, 8 * 25),
+    "format of no release": lambda s: harmed(s.store.layout.format, flip, 8 * 11),
+    "commit with a space at its end": lambda s: harmed(commit(s, 1), lambda p: p.write_bytes(p.read_bytes() + b" ")),
+    "commit that is a list": lambda s: harmed(commit(s, 1), lambda p: p.write_bytes(_seal([1]))),
+    "stray commit": lambda s: stray(s, "commits/ab/notes.json"),
+    "stray artifact": lambda s: stray(s, f"artifacts/ab/{'cd' * 32}.png"),
+    "stray failure": lambda s: stray(s, f"failures/{'ab' * 32}/first.json"),
+    "stray checkpoint": lambda s: stray(s, f"checkpoints/{'ab' * 32}/state.pkl"),
+    "failure under another number": lambda s: s.store.layout.failure(s.trials[5].id, 1).rename(
+        s.store.layout.failure(s.trials[5].id, 2)
+    ),
+    "epoch missing in a failure": lambda s: harmed(
+        s.store.layout.failure(s.trials[5].id, 1), reseal, lambda r: r["curve"].pop(1)
+    ),
+    "checkpoint flipped": lambda s: harmed(checkpointed(s)[1], flip),
+    "checkpoint's state flipped": lambda s: harmed(checkpointed(s)[0], flip),
+    "checkpoint without tensors": lambda s: harmed(checkpointed(s)[1], lambda p: p.unlink()),
+    "checkpoint of another trial": lambda s: harmed(checkpointed(s)[0], reseal, lambda r: r.update(trial_id="f" * 64)),
+    "plan deleted": without_plan,
+    "plan of another sweep": lambda s: harmed(
+        s.store.layout.generation(s.name, 0), reseal, lambda r: r.update(sweep={"name": "other"})
+    ),
+    "plan with another configuration": lambda s: harmed(
+        s.store.layout.generation(s.name, 0), reseal, lambda r: r["trials"][2]["config"].update(seed=9)
+    ),
+    "sweep file edited in the store": other_spec,
+    "given weights deleted": give_weights,
+    "ended sweep with a trial that did not": unfinished,
+    "judge not committed": unjudged,
     "evaluation of another trial": lambda s: harmed(
         evaluation(s, 2), reseal, lambda r: r.update(trial_id=s.trials[3].id)
     ),
@@ -242,3 +323,72 @@ def test_verify_repairs_nothing_and_exits_4(study):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{study.store.root}: ok: 10 commits, ")
+
+
+def test_random_damage_of_a_real_store_is_always_found(tmp_path):
+    card = Card("corruption")
+    corruption.campaign(card, Budget(60, 600.0), 0, tmp_path)
+    assert (card.injected, card.problems) == (60, [])
+
+
+def test_a_campaign_reports_what_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(corruption, "verify", lambda store: ([], ""))
+    card = Card("corruption")
+    corruption.campaign(card, Budget(3, 600.0), 0, tmp_path)
+    assert len(card.problems) == 3
+
+
+def test_leftovers_of_a_kill_are_no_damage(study):
+    """A checkpoint of a committed trial, one that has no state yet, private files, a plan that was never written."""
+    study.store.save_checkpoint(study.trials[0].id, b"tensors", {"epoch": 1})
+    flip(study.store.layout.checkpoint(study.trials[0].id) / "state.json")
+    checkpointed(study)[0].unlink()
+    stray(study, "tmp/0123")
+    stray(study, "sweeps/later/spec.yaml")
+    assert problems(study) == []
+
+
+HOSTILE = (None, -1, 1e300, "", "\x1b[2J\n", [], {}, [[]], {"a": {}}, "f" * 64)
+
+
+def places(value, path=()):
+    """Every place in a record, as the keys that lead there."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def plant(record, place, value):
+    *above, last = place
+    for key in above:
+        record = record[key]
+    if value is None:
+        del record[last]
+    else:
+        record[last] = value
+
+
+# A setting of protocol and train that is left out is at its default.
+TOLD = {"writer", "host", "device", "git_sha", "sweep", "code_version", "torch_version", "launched_at", "evaluated_at"}
+TOLD |= {"kind", "protocol", "train", "trace", "epoch", "evaluators", "evaluation_id", "wall_s", "pack_lanes"}
+TOLD |= {"started_at", "finished_at"}
+
+
+def test_no_record_of_a_stranger_breaks_verify(study):
+    """Any field of any kind of record, left out or of any other type: lines of one line each; silence only on what
+    nobody computes with."""
+    chance = random.Random(0)
+    state, _ = checkpointed(study)
+    failure, plan = study.store.layout.failure(study.trials[5].id, 1), study.store.layout.generation(study.name, 0)
+    silent = set()
+    for path in (commit(study, 4), evaluation(study, 4), failure, plan, state):
+        whole = path.read_bytes()
+        for place in chance.sample(every := list(places(json.loads(whole)["record"])), min(len(every), 50)):
+            value = chance.choice(HOSTILE)
+            reseal(path, lambda record, place=place, value=value: plant(record, place, value))
+            found = problems(study)
+            assert all(line.isprintable() for line in found)
+            silent |= set() if found or path.read_bytes() == whole else {place}
+            path.write_bytes(whole)
+    assert [place for place in silent if not TOLD & set(place)] == []

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import io
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from urc_sweep.plan.source import Source
 
 SPLITS = ("train", "validation", "test")
 PRIMARY = "class"
+MAX_BYTES, MAX_IDX = 2**33, 2**27  # of a data set; of one IDX file, whose largest has 47 million
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Arrays = Mapping[str, tuple[Images, Labels] | tuple[Images, Labels, Mapping[str, Labels]]]
@@ -278,6 +280,13 @@ def _held_out(images: Images, labels: Images, test_images: Images, test_labels: 
     }
 
 
+def bounded(path: Path, most: int) -> Path:
+    """Return ``path`` if it is a file of at most ``most`` bytes: a device has no end, a pipe no writer."""
+    if not path.is_file() or path.stat().st_size > most:
+        raise DataError(f"{path}: not a file of at most {most:,} bytes")
+    return path
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises into one ``DataError`` line that names the file."""
@@ -309,10 +318,11 @@ def _check_md5(path: Path, found: str, md5: str) -> None:
 def _read(path: Path, md5: str) -> NDArray[np.uint8]:
     """Return the array of one IDX file, unpacked or ``.gz``."""
     with reading(path):
-        raw = path.read_bytes()
+        raw = bounded(path, MAX_IDX).read_bytes()
         if path.suffix == ".gz":
             _check_md5(path, hashlib.md5(raw, usedforsecurity=False).hexdigest(), md5)
-            raw = gzip.decompress(raw)
+            with gzip.open(io.BytesIO(raw)) as packed:
+                raw = packed.read(MAX_IDX)
     start = 4 + 4 * raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 4
     shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
     if not shape or len(raw) != start + math.prod(shape):

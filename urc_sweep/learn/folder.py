@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from urc_sweep.errors import DataError
-from urc_sweep.learn.data import PRIMARY, SPLITS, Arrays, Images, Labels, reading, stratified
+from urc_sweep.learn.data import MAX_BYTES, PRIMARY, SPLITS, Arrays, Images, Labels, bounded, reading, stratified
 
 Values = NDArray[Any]  # one label set as it was read: integers or words
 Pixels = Callable[[Labels], Images]  # reads the images at these indices, so that none is held twice
+MAX_PIXELS, MAX_TEXT = 2**22, 2**26
 LAYOUT = "expected class/*.png and nothing else, or train/ and test/ (and validation/) with class/*.png in each"
 
 
@@ -66,9 +69,11 @@ def _tree(place: Path) -> Arrays:
     given = {"train", "test"} <= {top.name for top in folders} <= set(SPLITS)
     files: list[Path] = []
     for folder in [inner for top in folders for inner in _visible(top)] if given else folders or [place]:
-        images = _visible(folder)
+        images = _visible(_inside(folder, place))
         if not images or any(image.suffix.lower() != ".png" for image in images):
             raise DataError(f"{folder}: {LAYOUT}")
+        for image in filter(Path.is_symlink, images):
+            _inside(image, place)
         files += images
     shape = _png(files[0]).shape
 
@@ -85,11 +90,21 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
+def _inside(path: Path, place: Path) -> Path:
+    """Return ``path`` unless a link makes it lie outside of the data set."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place)):
+        raise DataError(f"{path}: leads out of {place}")
+    return path
+
+
 def _png(path: Path, shape: tuple[int, ...] | None = None) -> Images:
     """Return one image (channels, height, width), of this shape; the checksum of every chunk is verified."""
     with reading(path), warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        raw = path.read_bytes()
-        Image.open(io.BytesIO(raw), formats=("PNG",)).verify()
+        raw = bounded(path, 10 * MAX_PIXELS).read_bytes()
+        checked = Image.open(io.BytesIO(raw), formats=("PNG",))
+        if checked.width * checked.height > MAX_PIXELS:
+            raise DataError(f"{path}: {checked.width}x{checked.height}; expected at most {MAX_PIXELS:,} pixels")
+        checked.verify()
         image = Image.open(io.BytesIO(raw), formats=("PNG",))
         depth = raw[24]  # in the header: pillow cuts 16-bit colours to 8 bits without a word
         if image.mode not in ("1", "L", "P", "RGB") or depth > 8 or "transparency" in image.info:
@@ -105,7 +120,7 @@ def _csv(path: Path, files: list[str]) -> dict[str, Values]:
     """Return the columns of ``labels.csv``, if it is there, in the order of ``files``."""
     if not path.exists():
         return {}
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as text:
+    with reading(path), bounded(path, MAX_TEXT).open(encoding="utf-8-sig", newline="") as text:
         (first, *names), *rows = [row for row in csv.reader(text, skipinitialspace=True, strict=True) if row] or [[""]]
     table = {file: values for file, *values in rows}
     if first != "file" or not names or len(set(names)) != len(names) or len(table) != len(rows):
@@ -124,6 +139,10 @@ def _values(words: list[str]) -> Values:
 
 
 def _npz(place: Path) -> Arrays:
+    with reading(place), zipfile.ZipFile(bounded(place, MAX_BYTES)) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > min(MAX_BYTES, MAX_TEXT + 100 * place.stat().st_size):  # arrays of images are never that regular
+            raise DataError(f"{place}: {unpacked:,} bytes when unpacked, more than any data set")
     with reading(place), np.load(place, allow_pickle=False) as content:
         arrays = {name: np.asarray(content[name]) for name in content.files}
     images, labels = (arrays.pop(name, np.empty(0)) for name in ("images", "labels"))

@@ -337,15 +337,18 @@ def train_pack(
     return [lane.ended for lane in lanes if lane.ended is not None]
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out; torch's allocator for the CPU raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def _ending(lane: Lane) -> Iterator[None]:
     """End one lane by what it raises (out of memory, a plugin's error): the worst lane never stops the others."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        lane.end("oom", error)
     except Exception as error:
-        lane.end("failed", error)
+        lane.end("oom" if out_of_memory(error) else "failed", error)
 
 
 @dataclass

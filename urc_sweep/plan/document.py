@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,9 @@ class Document:
         if not separator or not key:
             raise SpecError(f"--set {assignment}: expected KEY.SUBKEY=VALUE")
         parts = key.strip().split(".")
-        self._set(tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts), text, assignment)
+        self._set(
+            tuple(int(part) if _INDEX.fullmatch(part) and len(part) < 9 else part for part in parts), text, assignment
+        )
 
     def _set(self, path: Path, text: str, assignment: str) -> None:
         value, target = read(text, f"--set {assignment}").value, self.value
@@ -86,12 +89,13 @@ def read(text: str, source: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise SpecError(f"{source}:1:1: larger than {MAX_BYTES:,} bytes")
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings(action="ignore"):  # an anchor used twice, say
+            root = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else f"{source}:1:1"
         raise SpecError(f"{place}: not YAML: {error.problem or error.context}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise SpecError(f"{source}:1:1: not YAML: {str(error).splitlines()[0]}") from None
     document.value = {} if root is None else _plain(root, (), document, set())
     return document

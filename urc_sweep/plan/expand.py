@@ -11,6 +11,7 @@ from urc_sweep.errors import choices
 from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan import registry, spec
 from urc_sweep.plan.document import Path as KeyPath
+from urc_sweep.plan.headers import read_safetensors
 from urc_sweep.plan.spec import COMPRESSORS, MAX_TRIALS, Compressor, Joint, Range, Reduced, Refined, Sweep
 from urc_sweep.plan.trials import (
     LOOP_VERSION,
@@ -26,6 +27,7 @@ Needs = dict[str, str]
 CRITIC = ("critic_learning_rate", "gradient_penalty", "n_critic", "annealing", "annealing_epochs")
 TRAINS_ENCODER = ("end_to_end", "control", "joint", "refined")
 FREEZES_ENCODER = ("universal", "refined", "reduced")
+MAX_COMPARISONS = 200_000
 CLASSIFIERS = ("classifier", "heldout_classifier")
 # Without a tradeoff: what an encoder is worth that nothing, or only the labels, trained.
 CONTROLS: Mapping[str, tuple[dict[str, float], dict[str, Any]]] = {
@@ -72,6 +74,9 @@ class _Builder:
     data: Known
     trials: dict[str, Trial] = field(default_factory=dict)
     classifier_ids: dict[str, str] = field(default_factory=dict)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    comparisons: int = 0
     warm: dict[KeyPath, dict[tuple[str, int], list[Trial]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,14 +144,10 @@ class _Builder:
             config["label"] = label
         if settings.checkpoint:
             file = self.sweep.folder / settings.checkpoint
-            # A device has no end and a pipe no writer; no file system takes a null byte.
-            if "\0" in settings.checkpoint or (file.exists() and not file.is_file() and not file.is_dir()):
-                message = f"{settings.checkpoint!r} is not the name of a file"
-                raise self.sweep.problem((*path, "checkpoint"), message)
             try:
-                config["checkpoint"] = digest(file.read_bytes())
-            except OSError as error:
-                message = f"cannot read {settings.checkpoint}: {error.strerror}"
+                config["checkpoint"] = digest(read_safetensors(file))
+            except (OSError, ValueError) as error:
+                message = f"cannot read {settings.checkpoint!r}: {getattr(error, 'strerror', None) or error}"
                 raise self.sweep.problem((*path, "checkpoint"), message) from None
             train = {"epochs": 0, "threads": train["threads"]}
         trial = self._trial("classifier", 0 if settings.checkpoint else settings.seed, train, config)
@@ -312,12 +313,16 @@ class _Builder:
     def _matching(self, condition: Mapping[str, Any], path: KeyPath) -> list[Trial]:
         """Return the end-to-end trials that meet every condition on rate, seed, weights and differing settings."""
         trials = self._end_to_end()
-        told = differing(trials)
         if not trials:
             raise self.sweep.problem(path, "no end-to-end trial is listed before this one")
+        self.comparisons += len(trials) * sum(len(v) if isinstance(v, list) else 1 for v in condition.values())
+        if self.comparisons > MAX_COMPARISONS:
+            raise self.sweep.problem(path, f"too many values to look for among {len(trials):,} trials; choices: all")
+        if len(self.settings) != len(trials):  # until more are listed
+            self.settings, self.told = [settings_of(trial) for trial in trials], differing(trials)
         facts = [
-            _facts(trial) | {key: value for key, value in settings_of(trial).items() if key in told or key in condition}
-            for trial in trials
+            _facts(trial) | {key: own[key] for key in own if key in self.told or key in condition}
+            for trial, own in zip(trials, self.settings, strict=True)
         ]
         for key, wanted in condition.items():
             known = [fact[key] for fact in facts if key in fact]

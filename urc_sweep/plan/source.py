@@ -69,4 +69,6 @@ class Source:
             raise DataError(f"data set {name}: path {path!r}: expected {wanted}")
         if not os.path.exists(self.base / place):  # unlike Path.exists, False for names no file system takes
             raise DataError(f"data set {name}: there is no {path!r}: {self.remedy(name)}")
+        if not (self.base / place).is_file() and not (self.base / place).is_dir():
+            raise DataError(f"data set {name}: {path!r} is no file and no folder")
         return self.base / place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from urc_sweep.plan.document import MAX_BYTES, Document, dotted, read
 from urc_sweep.plan.document import Path as KeyPath
 
 MAX_TRIALS = 100_000
+MAX_WIDTH = 16  # a network of 1.5 GB
 NAME = r"^[a-z][a-z0-9._-]{0,63}$"
 # What DuckDB and polars would not take for a word in the path key ``sweep=``.
 RESERVED = ("epoch", "infinity", "inf", "true", "false")
@@ -54,8 +56,8 @@ class Chosen(Section):
 class Rate(Section):
     """R = dim * log2(levels) bits: ``dim`` latent dimensions of ``levels`` quantizer centres each."""
 
-    dim: int = Field(ge=1, le=4096)
-    levels: int = Field(ge=2, le=65536)
+    dim: int = Field(ge=1, le=1024)
+    levels: int = Field(ge=2, le=1024)
 
     @property
     def bits(self) -> float:
@@ -116,7 +118,7 @@ class Protocol(Section):
     annealing: Weight = Field(
         0.0, description="of an end-to-end trial at perception 0: its weight at first, falling to 0 linearly"
     )
-    annealing_epochs: int = Field(12, ge=1)
+    annealing_epochs: int = Field(12, ge=1, le=100_000)
     decoder_output_batchnorm: bool = Field(False, description="batch norm before the decoder's sigmoid (Table 1)")
     milestones: list[Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]] = Field(
         [], description="pairs of (epoch, learning-rate factor from there on), instead of train.decay_at"
@@ -160,16 +162,17 @@ def preset_of(settings: Mapping[str, Any], dataset: str) -> str:
 class Resources(Section):
     """What a pack of trials reserves. None of it changes a number."""
 
-    cpus: int = Field(1, ge=1)
-    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    cpus: int = Field(1, ge=1, le=100_000)
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0, le=10_000)] = "auto"
     lanes: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
-    checkpoint_minutes: float = Field(5.0, ge=0)
+    checkpoint_minutes: float = Field(5.0, ge=0, le=1e6)
 
 
 class Budget(Section):
-    """When to stop handing out work; the next launch goes on."""
+    """When a launch stops: after so many ``hours``, or with so many ``trials`` handed out. The next one goes on."""
 
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, le=1e6)
+    trials: int | None = Field(None, ge=1)
 
 
 class Search(Section):
@@ -251,8 +254,8 @@ class Universal(Compressor):
 class Refined(Universal):
     """A second encoder of dim2 * log2(levels2) bits, and a decoder of both codes, on a frozen first encoder."""
 
-    dim2: int = Field(ge=1, le=4096)
-    levels2: int = Field(ge=2, le=65536)
+    dim2: int = Field(ge=1, le=1024)
+    levels2: int = Field(ge=2, le=1024)
 
 
 class Reduced(Universal):
@@ -312,6 +315,8 @@ class Sweep(Section):
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
     """Read, check and return the sweep of a file; every problem found is one line of the ``SpecError``."""
     try:
+        if Path(path).is_fifo():
+            raise OSError(errno.EINVAL, "a pipe; write it to a file")
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_BYTES + 1)  # one more than is accepted
     except (OSError, UnicodeDecodeError) as error:
@@ -510,6 +515,8 @@ def _check_component(kind: str, chosen: Chosen, path: KeyPath) -> Iterator[tuple
             continue
         if parameters[key].kind in (int, float) and number <= 0:
             yield (*path, key), f"should be greater than 0, not {value!r}"
+        elif (kind, key) == ("model", "width") and not 0.001 <= number <= MAX_WIDTH:
+            yield (*path, key), f"should be 0.001 to {MAX_WIDTH}, not {value!r}"
 
 
 def _check_range(sweep: Sweep, weights: Range, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from urc_sweep.errors import StoreError
+from urc_sweep.plan.spec import Budget
 from urc_sweep.plan.trials import Trial
 from urc_sweep.run.job import fail
 from urc_sweep.run.schedule import Pack, Schedule
@@ -29,12 +30,14 @@ class Conductor:
         projection: Projection,
         schedule: Schedule,
         on_event: Callable[[str, Trial | None], None],
-        hours: float | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.projection, self.schedule, self.on_event = projection, schedule, on_event
         self.store: Store = projection.store
-        self.deadline = None if hours is None else time.monotonic() + hours * 3600
+        self.budget = budget or Budget()
+        self.began = time.monotonic()
         self.packs: dict[str, Pack] = {}
+        self.marks: dict[str, object] = {}  # where the trials that run were when they were handed out
         self.epochs: dict[str, tuple[int, float]] = {}
         self.stopping: str | None = None
         self.lock = threading.RLock()
@@ -44,14 +47,20 @@ class Conductor:
     def suggest(self, handle: str) -> dict[str, Any] | str | None:
         """Return the next pack's config, ``FINISHED``, or ``None`` while everything left waits for live packs."""
         with self.lock:
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                self.stop("the budget of hours is used up")
+            hours, most = self.budget.hours, self.budget.trials
+            left = None if most is None else max(0, most - sum(self.schedule.attempts.values()))
+            if hours is not None and time.monotonic() - self.began > hours * 3600:
+                self.stop(f"the budget of {hours:g} hours is used up")
             if self.stopping or self.schedule.settled:
                 return None if self.schedule.live else FINISHED
-            pack = self.schedule.dispatch()
+            if left == 0 and not self.schedule.live:  # until then those handed out go on to their end
+                self.stop(f"the budget of {most} trials is used up")
+                return FINISHED
+            pack = None if left == 0 else self.schedule.dispatch(left)
             if pack is None:
                 return None
             self.packs[handle] = pack
+            self.marks |= {trial_id: self.store.checkpoint_mark(trial_id) for trial_id in pack.trials}
             self.changes += 1
             for trial_id in pack.trials:
                 self.on_event("started", self.schedule.trials[trial_id])
@@ -77,7 +86,9 @@ class Conductor:
             if pack is None:
                 return
             self._read(pack)
-            for trial_id in self.schedule.end(pack):
+            marks = {trial_id: self.marks.pop(trial_id) for trial_id in pack.trials}
+            further = {t for t, mark in marks.items() if mark != self.store.checkpoint_mark(t)}
+            for trial_id in self.schedule.end(pack, further):
                 if not self.stopping:  # else interrupted, not lost: it waits for the next launch
                     self._give_up(self.schedule.trials[trial_id])
             if crashed:

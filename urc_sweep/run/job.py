@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from urc_sweep.plan.source import Source
 from urc_sweep.plan.trials import Trial
 from urc_sweep.store.commits import Record, Store
+
+# Set once this process is told to leave (SIGTERM to a worker): what it trains is checkpointed, and goes on elsewhere.
+leaving = threading.Event()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from urc_sweep.errors import ResourceError, SpecError, StoreError
+from urc_sweep.maths.ids import digest
 from urc_sweep.plan import registry, spec
 from urc_sweep.plan.expand import CLASSIFIERS, Known, expand, pinned_data
 from urc_sweep.plan.source import Source
@@ -30,9 +32,10 @@ from urc_sweep.run.job import Job, fail, now
 from urc_sweep.run.schedule import FAILED, Schedule
 from urc_sweep.store.commits import Store
 from urc_sweep.store.lease import Lease
-from urc_sweep.store.tables import Projection, Publisher, published_source
+from urc_sweep.store.tables import Projection, Publisher, is_current
 
 PUBLISH_S = 1.0
+DRAIN_S = 8.0  # Slurm and spot hosts kill soon after SIGTERM
 LANES_ON_GPU = 8
 EXECUTORS = ("ray", "inline")
 
@@ -179,17 +182,20 @@ class Launch:
             return False
         projection = Projection(self.store, name)
         planned = [trial.to_json() for trial in self.trials] == projection.generation["trials"]
-        return planned and published_source(self.store.layout.trials_table(name)) == projection.source()
+        return planned and is_current(self.store, name, projection.source())
 
     def _write_plan(self) -> None:
+        text = Path(self.path).read_bytes()
         plan = {
             "generation": 0,
+            "sequence": self.store.next_sequence(),
             "launched_at": now(),
+            "spec_sha256": digest(text),
             "command": self.options.command(self.path, executor=False),
             "sweep": self.sweep.model_dump(mode="json"),
             "trials": [trial.to_json() for trial in self.trials],
         }
-        self.store.replace(self.store.layout.spec(self.sweep.name), Path(self.path).read_bytes())
+        self.store.replace(self.store.layout.spec(self.sweep.name), text)
         self.store.save_generation(self.sweep.name, plan)
 
     def _execute(self, publisher: Publisher, lease: Lease) -> None:
@@ -209,7 +215,7 @@ class Launch:
             seconds = sweep.resources.checkpoint_minutes * 60
             job = Job(root, sweep.name, options.source, dataset, options.absolute_plugins, seconds, use_gpu, git_sha())
             schedule = self.schedule(lanes.__getitem__)
-            self.conductor = Conductor(publisher.projection, schedule, self.on_event, sweep.budget.hours)
+            self.conductor = Conductor(publisher.projection, schedule, self.on_event, sweep.budget)
             stack.enter_context(self._attended(publisher, lease))
             if cluster:
                 ray_tune.run(self.conductor, job, cluster, resources, options.max_concurrent)
@@ -231,13 +237,16 @@ class Launch:
         signals: list[int] = []
 
         def attend() -> None:
-            seen = -1
+            seen, asked = -1, 0.0
             while not end.wait(PUBLISH_S):
                 if lease.lost.is_set():
                     conductor.stop("another launch took the store's lease over")
                     continue  # tables and stop file are the new holder's
                 if signals:
                     conductor.stop(signal.Signals(signals[0]).name)
+                    asked = asked or time.monotonic()
+                    if signals[0] == signal.SIGTERM and time.monotonic() - asked > DRAIN_S:
+                        self._leave(publisher, lease)
                 try:
                     if stop_file.exists():
                         conductor.stop("asked to by `urc-sweep stop`")
@@ -269,6 +278,16 @@ class Launch:
             thread.join()
             if not lease.lost.is_set():
                 stop_file.unlink(missing_ok=True)
+
+    def _leave(self, publisher: Publisher, lease: Lease) -> None:
+        """Leave at once, whatever still runs or hangs: what is committed is safe, the private cluster dies with us."""
+        with contextlib.suppress(OSError, StoreError):
+            publisher.publish(stopped=True)
+            self.store.layout.stop(self.sweep.name).unlink(missing_ok=True)
+            lease.__exit__()
+        command = self.options.command(self.path)
+        self.on_event(f"left {DRAIN_S:g} s after SIGTERM without waiting for workers; to go on: {command}", None)
+        os._exit(130)
 
 
 def check_address(address: str) -> None:
@@ -327,7 +346,8 @@ def _log(launch: Launch) -> Iterator[None]:
 
         def say(event: str, trial: Trial | None) -> None:
             name = "" if trial is None else f" {trial.stage} {trial.id[:12]}"
-            print(f"{_now()} {event}{name}", file=file, flush=True)
+            with contextlib.suppress(OSError):  # a full disk: whoever writes results there says so
+                print(f"{_now()} {event}{name}", file=file, flush=True)
             said(event, trial)
 
         launch.on_event = say

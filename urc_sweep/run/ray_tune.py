@@ -7,16 +7,20 @@ to a folder outside the store that is removed afterwards.
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from urc_sweep.errors import ResourceError
 from urc_sweep.plan.spec import Resources
 from urc_sweep.run.conductor import FINISHED, Conductor
 from urc_sweep.run.job import Job, cpu_count
+from urc_sweep.store.lease import process
 
 _ENVIRONMENT = {
     # 5,000 files per 1,000 trials that nobody reads: the tables are ours.
@@ -27,6 +31,12 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+_PRIVATE = {
+    "RAY_worker_niceness": "0",  # Ray's 15 starves a sweep beside anything else on the machine
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # ours runs on this machine: once lost it stays lost
+}
+
+_SCRATCH = "urc-ray-"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Cluster:
     """What the cluster offers to packs: CPUs and GPUs node by node, since a pack lives on one."""
 
     nodes: tuple[tuple[float, float], ...]
+    scratch: str = ""
 
     def slots(self, resources: Resources) -> int:
         """Return how many packs fit at once; ``ResourceError`` if no node can hold one."""
@@ -54,12 +65,15 @@ class Cluster:
 @contextmanager
 def cluster(address: str | None) -> Iterator[Cluster]:
     """Start a private local cluster, or join the one at ``address``; leave no process and no file behind."""
-    os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
+    wanted = _ENVIRONMENT | ({} if address else _PRIVATE)
+    os.environ.update({key: value for key, value in wanted.items() if key not in os.environ})
     import ray
 
     # Not in a TMPDIR of somebody's own: the paths of Ray's sockets must be short.
-    short = "/tmp" if os.path.isdir("/tmp") else None
-    with tempfile.TemporaryDirectory(prefix="urc-ray-", dir=short, ignore_cleanup_errors=True) as scratch:
+    short = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    _clean(Path(short))
+    prefix = "{}{pid}-{started}-".format(_SCRATCH, **process(os.getpid()))
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=short, ignore_cleanup_errors=True) as scratch:
         # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
         private = {"address": "local", "num_cpus": cpu_count(), "include_dashboard": False, "_temp_dir": scratch}
         try:
@@ -69,9 +83,17 @@ def cluster(address: str | None) -> Iterator[Cluster]:
             raise ResourceError(f"Ray: no cluster at {place}: {str(error).splitlines()[0]}") from None
         try:
             alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive))
+            yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), scratch)
         finally:
             ray.shutdown()
+
+
+def _clean(folder: Path) -> None:
+    """Remove the scratch folders of launches that were killed."""
+    for path in folder.glob(f"{_SCRATCH}*-*-*"):
+        pid, started = path.name.removeprefix(_SCRATCH).split("-")[:2]
+        if pid.isdigit() and str(process(int(pid)).get("started")) != started and path.stat().st_uid == os.getuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def run(
@@ -80,6 +102,7 @@ def run(
     """Execute the schedule to its end on the cluster that ``cluster`` opened; ``resources`` are a pack's, by stage."""
     from ray import tune
     from ray.tune.search import Searcher
+    from ray.tune.trainable import wrap_function
 
     class PlanSearcher(Searcher):  # type: ignore[misc]
         """Tune's view of the conductor. Without ``save`` a searcher hangs Tune; there is nothing to save."""
@@ -108,10 +131,22 @@ def run(
             raise NotImplementedError("a launch starts a fresh Tuner; the store is what it goes on from")
 
     def train_pack(config: dict[str, Any]) -> None:
+        from urc_sweep.run.job import leaving
         from urc_sweep.run.worker import execute_pack
 
         execute_pack(job, tuple(config["trials"]), tuple(config["attempts"]), tune.report)
+        if leaving.is_set():
+            os._exit(128 + signal.SIGTERM)  # to Tune a worker that died: its trials go on in another one
         tune.report({"event": "returned"})
+
+    class PackTrainable(wrap_function(train_pack)):  # type: ignore[misc]
+        """One worker process. Tune trains in a thread of it, and Python handles signals in the main one alone."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            from urc_sweep.run.job import leaving  # the class travels by value, this does not
+
+            signal.signal(signal.SIGTERM, lambda number, frame: leaving.set())
+            super().setup(config)
 
     # Built once: Tune reuses a worker process only for the very same factory.
     reserve = {
@@ -119,17 +154,19 @@ def run(
         for stage, need in resources.items()
     }
     slots = max(offered.slots(need) for need in resources.values())
-    with tempfile.TemporaryDirectory(prefix="urc-tune-", ignore_cleanup_errors=True) as scratch:
-        tune.Tuner(
-            tune.with_resources(train_pack, lambda config: reserve[config["stage"]]),
-            tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(conductor),
-                num_samples=-1,
-                max_concurrent_trials=min(slots, max_concurrent or slots),
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name=job.sweep, storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=0)
-            ),
-        ).fit()
+    tune.Tuner(
+        tune.with_resources(PackTrainable, lambda config: reserve[config["stage"]]),
+        tune_config=tune.TuneConfig(
+            search_alg=PlanSearcher(conductor),
+            num_samples=-1,
+            max_concurrent_trials=min(slots, max_concurrent or slots),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=job.sweep,
+            storage_path=f"{offered.scratch}/tune",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    ).fit()

@@ -7,7 +7,7 @@ longest goes first. Packs are cut at dispatch, from ready trials that share a pa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from urc_sweep.plan.trials import Trial
@@ -50,23 +50,25 @@ class Schedule:
         # Attempts of earlier launches number this launch's, they do not use its attempts up.
         self.attempted = {trial_id: (attempted or {}).get(trial_id, 0) for trial_id in self.trials}
         self.attempts = dict.fromkeys(self.trials, 0)
+        self.tries = dict.fromkeys(self.trials, 0)  # attempts since the last one that came further
         self.alone: set[str] = set()
         self.live: set[Pack] = set()
         self._order = self._rank(trials)
         for trial_id, status in (failed or {}).items():
             self.fail(trial_id, status)
 
-    def dispatch(self) -> Pack | None:
-        """Hand out the most urgent pack, or ``None`` if nothing is ready."""
+    def dispatch(self, most: int | None = None) -> Pack | None:
+        """Hand out the most urgent pack, of at most ``most`` trials, or ``None`` if nothing is ready."""
         ready = [trial_id for trial_id in self._order if self._ready(trial_id)]
         if not ready:
             return None
         lead = self.trials[ready[0]]
         mates = [t for t in ready if self.trials[t].pack_key == lead.pack_key and t not in self.alone]
-        chosen = [lead.id] if lead.id in self.alone else mates[: max(1, self.lanes(lead.stage))]
+        chosen = [lead.id] if lead.id in self.alone else mates[: max(1, self.lanes(lead.stage))][:most]
         for trial_id in chosen:
             self.state[trial_id] = "running"
             self.attempts[trial_id] += 1
+            self.tries[trial_id] += 1
         pack = Pack(tuple(chosen), tuple(self.attempted[t] + self.attempts[t] for t in chosen))
         self.live.add(pack)
         return pack
@@ -91,8 +93,11 @@ class Schedule:
             if self.state[dependent] == "waiting":
                 self.fail(dependent, "skipped")
 
-    def end(self, pack: Pack) -> list[str]:
-        """Take a pack back. Trials it left unfinished wait again, each alone; return those out of attempts."""
+    def end(self, pack: Pack, further: Container[str] = ()) -> list[str]:
+        """Take a pack back. Trials it left unfinished wait again, each alone; return those out of attempts.
+
+        An attempt that came ``further``, to a new checkpoint, uses up none: preemption is no trial's fault.
+        """
         self.live.discard(pack)
         given_up = []
         for trial_id in pack.trials:
@@ -100,10 +105,10 @@ class Schedule:
                 continue
             self.state[trial_id] = "waiting"
             self.alone.add(trial_id)  # a crash, or too little memory for the pack
-            if self.attempts[trial_id] >= MAX_ATTEMPTS:
+            if trial_id in further:
+                self.tries[trial_id] = 0
+            if self.tries[trial_id] >= MAX_ATTEMPTS:
                 given_up.append(trial_id)
-            elif any(self.state[need] in (*FAILED, "skipped") for need in self.needs[trial_id] - self.trained):
-                self.state[trial_id] = "skipped"
         return given_up
 
     @property

@@ -18,11 +18,11 @@ from typing import Any
 from urc_sweep.errors import DataError, StoreError
 from urc_sweep.learn import artifacts, data, evaluate
 from urc_sweep.learn.models import channel_of
-from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, train_pack
+from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, out_of_memory, train_pack
 from urc_sweep.maths.ids import content_id
 from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial, evaluation_inputs
-from urc_sweep.run.job import Job, fail, now
+from urc_sweep.run.job import Job, fail, leaving, now
 from urc_sweep.store.commits import Record, Store
 
 NETWORK, IMAGE = ".safetensors", ".png"
@@ -60,6 +60,9 @@ class Shift:
     def run(self) -> None:
         """Train what is not committed, evaluate what is."""
         todo = [trial for trial in self.trials if self.store.committed(trial.id) is None]
+        for trial in self.trials:
+            if trial not in todo:
+                self.store.drop_checkpoint(trial.id)  # who committed it may have died before
         if todo:
             lead = todo[0]  # one pack key: all need the same
             frozen = [role for role in lead.needs if not role.startswith("init.")]
@@ -92,7 +95,7 @@ class Shift:
                 except OSError:
                     raise
                 except Exception as error:  # a plugin's metric, a damaged artifact: this trial's own fault
-                    refuse(self.store, self.job, trial, self.attempts[trial.id], error, self.emit)
+                    refuse(self.store, self.job, trial, self.attempts[trial.id], error, len(self.trials), self.emit)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -166,13 +169,13 @@ class Shift:
         self.store.save_checkpoint(trial_id, *artifacts.freeze(progress))
 
     def should_stop(self) -> bool:
-        """Return whether the sweep was asked to stop; looks at the store at most once a second."""
+        """Return whether the sweep, or this process, was asked to stop; looks at the store at most once a second."""
         moment = time.monotonic()
         if moment - self._looked >= STOP_POLL_S:
             self._looked = moment
             if self.store.layout.stop(self.job.sweep).exists():
                 self._stop = True
-        return self._stop
+        return self._stop or leaving.is_set()
 
     def progress(self, lane: Lane) -> None:
         if time.monotonic() - self._said >= PROGRESS_S:
@@ -213,21 +216,24 @@ def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...]
         registry.load_plugins(job.plugins)
         Shift(job, trials, numbers, emit).run()
     except Interrupted:
-        emit({"event": "interrupted"})
+        if not leaving.is_set():  # else this process alone leaves, the sweep goes on
+            emit({"event": "interrupted"})
     except (OSError, DataError) as error:  # a full disk, other data: no trial's fault; the launch stops, to be resumed
         emit({"event": "environment", "reason": f"{type(error).__name__}: {error}"})
     except Exception as error:  # what one pack cannot do must not stop the others
         for trial in trials:
             if store.committed(trial.id) is None:
-                refuse(store, job, trial, numbers[trial.id], error, emit)
+                refuse(store, job, trial, numbers[trial.id], error, len(trials), emit)
 
 
-def refuse(store: Store, job: Job, trial: Trial, attempt: int, error: Exception, emit: Emit) -> None:
+def refuse(store: Store, job: Job, trial: Trial, attempt: int, error: Exception, lanes: int, emit: Emit) -> None:
     """Record that a trial cannot be trained, or not evaluated, and why."""
-    cause = {"error_type": type(error).__name__, "error_message": str(error)}
+    cause: Record = {"error_type": type(error).__name__, "error_message": str(error)}
     cause["trace"] = "".join(traceback.format_exception(error))
+    if out_of_memory(error):
+        cause |= {"status": "oom", "final": lanes == 1}  # alone it may find memory enough
     fail(store, trial, attempt, sweep=job.sweep, host=socket.gethostname(), **cause)
-    emit({"event": "failed", "trial": trial.id})
+    emit({"event": cause.get("status", "failed"), "trial": trial.id})
 
 
 def _finite(value: float) -> float | None:

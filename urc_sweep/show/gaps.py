@@ -7,6 +7,7 @@ reported is a test value, a mean over paired seeds with how many they were and t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urc_sweep.errors import SpecError, choices
+from urc_sweep.errors import SpecError, StoreError, choices
 from urc_sweep.maths import penalty
 from urc_sweep.maths.streams import FIXED_SEED, stream
 from urc_sweep.show.facts import ENCODER, RATE, REFERENCE, WEIGHTS, compressors, fronts, oriented, records
@@ -226,8 +227,16 @@ def _points(trials: pd.DataFrame, at: str) -> pd.DataFrame:
     return points.assign(arm=pd.Series(arms, index=points.index, dtype="str"))
 
 
+def _configuration(text: str, **options: Any) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        config = json.loads(text, **options)
+        if isinstance(config, dict) and all(isinstance(config.get(key, {}), dict) for key in ("train", "protocol")):
+            return config
+    raise StoreError("a config_json in the table trials is damaged; launch the sweep again to rebuild it")
+
+
 def _settings(text: str) -> tuple[float, str, str, str]:
-    config = json.loads(text)
+    config = _configuration(text)
     told = {**config.get("train", {}), **config.get("protocol", {}), "preset": ""}  # a preset only names the others
     arm = float(told.pop("epochs", "nan")), told.pop("quantizer_gradient", "soft"), told.pop("frozen_batchnorm", "eval")
     return *arm, json.dumps(told, sort_keys=True)
@@ -346,7 +355,7 @@ def _evidence(points: pd.DataFrame, ends: pd.DataFrame, pairs: pd.DataFrame) -> 
 
 def _values(trials: pd.DataFrame) -> dict[str, str]:
     """Return by key of the trials' configurations all its values; numbers as they are written."""
-    told = [json.loads(text, parse_int=str, parse_float=str) for text in trials["config_json"].dropna()]
+    told = [_configuration(text, parse_int=str, parse_float=str) for text in trials["config_json"].dropna()]
     flat = pd.json_normalize(told).astype(object)
     kept = {str(key): column.dropna() for key, column in flat.items() if not str(key).startswith("needs")}
     return {key: ", ".join(sorted({str(value).replace("'", "") for value in kept[key]})) or "-" for key in kept}

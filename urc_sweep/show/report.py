@@ -7,6 +7,7 @@ has no ``<``, the page's script sets ``textContent``; a content security policy 
 from __future__ import annotations
 
 import base64
+import errno
 import html
 import json
 import os
@@ -30,6 +31,7 @@ IMAGE_BYTES = 8_000_000
 CURVE_POINTS = 400_000
 TABLE_ROWS = 500
 META_BYTES = 2_000
+MOST_TRACES, TRACE_CHARACTERS = 50, 20_000
 DASH = "–"
 
 Cell = Callable[[Mapping[str, Any]], str]
@@ -45,10 +47,29 @@ def write(store: Store, sweep: str, path: Path, source: str) -> None:
         str(store.generation(sweep).get("command", "")),
         f"urc-sweep report {shlex.quote(sweep)} --store {root}",
     ]
-    page = render(trials, curves, sweep, source, commands, text, lambda sha256: store.get(sha256, ".png"))
+    page = render(
+        trials,
+        curves,
+        sweep,
+        source,
+        commands,
+        text,
+        lambda sha256: store.get(sha256, ".png"),
+        lambda t: _trace(store, t),
+    )
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
     private = path.with_name(f".{path.name}.{os.getpid()}")
     private.write_text(page, encoding="utf-8")
     os.replace(private, path)
+
+
+def _trace(store: Store, trial_id: str) -> str:
+    """Return the traceback of a trial's last failed attempt, "" where none can be read."""
+    try:
+        return str(store.failures(trial_id)[-1].get("trace") or "").strip()[-TRACE_CHARACTERS:]
+    except (StoreError, IndexError):
+        return ""
 
 
 def published_source(path: Path) -> str | None:
@@ -70,8 +91,9 @@ def render(
     commands: Sequence[str],
     spec: str,
     image: Callable[[str], bytes],
+    trace: Callable[[str], str] = lambda trial_id: "",
 ) -> str:
-    """Return the page. ``image`` gives the PNG bytes of an artifact and may raise ``StoreError``."""
+    """Return the page. ``image`` gives an artifact's PNG or raises ``StoreError``; ``trace`` gives a traceback."""
     points = facts.fronts(trials)
     at = gaps.matched_at(trials)
     penalties, volumes, encoders = gaps.penalties(trials, at), facts.hypervolumes(trials), facts.encoders(trials)
@@ -87,7 +109,7 @@ def render(
         "penalties": _penalties(penalties, at),
         "hypervolumes": _hypervolumes(volumes),
         "encoders": _encoders(encoders),
-        "failures": _failures(failures),
+        "failures": _failures(failures, trace),
         "commands": html.escape("\n".join(commands)),
         "spec": html.escape(spec),
         "css": _asset("report.css"),
@@ -355,7 +377,7 @@ def _encoders(table: pd.DataFrame) -> str:
     return _table("Encoders, means over seeds", mean.reset_index(), columns, "encoders")
 
 
-def _failures(table: pd.DataFrame) -> str:
+def _failures(table: pd.DataFrame, trace: Callable[[str], str]) -> str:
     if table.empty:
         return ""
     columns: dict[str, Cell] = {
@@ -369,7 +391,14 @@ def _failures(table: pd.DataFrame) -> str:
         "error": lambda row: ": ".join(str(row[k]) for k in table.columns[-3:-1] if pd.notna(row[k])) or DASH,
     }
     body = _table("Trials without a result", table, columns, "failures")
-    return f'<section id="failures"><h2>Failures</h2>{body}</section>'
+    traces = {trial: trace(str(trial)) for trial in table["trial_id"].head(MOST_TRACES)}
+    folded = "".join(
+        f"<details><summary>{html.escape(f'{trial[:12]}: {text.splitlines()[-1][:200]}')}</summary>"
+        f"<pre>{html.escape(text)}</pre></details>"
+        for trial, text in traces.items()
+        if text
+    )
+    return f'<section id="failures"><h2>Failures</h2>{body}{folded}</section>'
 
 
 def _table(caption: str, table: pd.DataFrame, columns: Mapping[str, Cell], csv: str) -> str:

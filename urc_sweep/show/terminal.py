@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from urc_sweep.errors import SpecError
+from urc_sweep.errors import SpecError, printable
 from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of
 from urc_sweep.plan.trials import Trial, trains_critic
 from urc_sweep.run.launch import Launch
@@ -33,13 +34,28 @@ CRITIC_FACTOR = 2.0  # of a critic, which takes every second step
 ARTIFACT_MB = 6.0
 
 
+class Plain(Console):
+    """A console to which what came from data is text: no markup, no links, no control codes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*arguments, **options):
+            known = segment.control or segment.text == "\n"
+            yield segment if known else Segment(printable(segment.text), segment.style)
+
+
 def out() -> Console:
-    """Return the console for data; plain and as wide as needed where stdout is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    """Return the console for data; as wide as needed where stdout is no terminal."""
+    return Plain(width=None if sys.stdout.isatty() else 160)
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Plain(stderr=True)
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -230,8 +246,8 @@ def trials(frame: pd.DataFrame) -> None:
     _grid(None, frame.assign(trial=frame["trial_id"].str[:12]), columns)
 
 
-def show(store: Store, prefix: str) -> None:
-    """Print everything known of one trial."""
+def find(store: Store, prefix: str) -> tuple[str, Trial]:
+    """Return the trial whose id begins so, and the newest sweep that plans it."""
     known: dict[str, tuple[str, Trial]] = {}
     for sweep in store.sweeps():
         for trial in Projection(store, sweep).trials:
@@ -239,7 +255,12 @@ def show(store: Store, prefix: str) -> None:
     found = [identity for identity in known if prefix and identity.startswith(prefix)]
     if len(found) != 1:
         raise SpecError(f"{prefix!r} names {len(found) or 'no'} trials of {store.root}; `urc-sweep trials` lists them")
-    sweep, trial = known[found[0]]
+    return known[found[0]]
+
+
+def show(store: Store, prefix: str) -> None:
+    """Print everything known of one trial."""
+    sweep, trial = find(store, prefix)
     row = next(
         row for row in Projection(store, sweep).rows(Projection(store, sweep).statuses()) if row["trial_id"] == trial.id
     )
@@ -324,7 +345,7 @@ def _grid(title: str | None, frame: pd.DataFrame, columns: str) -> None:
     for name in columns.split():
         grid.add_column(name.replace("_", "\n"), justify="right", overflow="fold")
     for row in frame.to_dict("records"):
-        grid.add_row(*(Text(_cell(row, name)) for name in columns.split()))
+        grid.add_row(*(_cell(row, name) for name in columns.split()))
     if grid.row_count:
         out().print(grid)
 
@@ -356,5 +377,5 @@ def table(frame: pd.DataFrame, title: str | None = None) -> None:
     """Print a data frame."""
     grid = Table(*map(str, frame.columns), title=title, title_justify="left")
     for row in frame.itertuples(index=False):
-        grid.add_row(*(Text(number(value)) for value in row))
+        grid.add_row(*map(number, row))
     out().print(grid)

@@ -17,7 +17,9 @@ from urc_sweep.errors import StoreError
 from urc_sweep.maths.ids import digest
 from urc_sweep.store.layout import FORMAT, Layout
 
-MAX_RECORD_BYTES = 256 * 2**20
+# What a record may ask of a reader: a plan of 10,000 trials has 14 MB and 600,000 values. Three bytes of a stranger's
+# JSON can take 64 in memory, so values are bounded as well, by what separates and opens them.
+MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 * 2**20, 4_000_000
 Record = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ class Store:
         if self.check():
             return
         try:
-            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            _make_durably(self.root / "tmp")
             self.link(self.layout.format, json.dumps({"format": FORMAT, "made_by": "urc-sweep"}).encode())
         except OSError as error:
             raise StoreError(f"{self.root}: cannot make a store here: {error.strerror or error}") from None
@@ -114,7 +116,7 @@ class Store:
     def committed(self, commit_id: str) -> Record | None:
         """Return the record of an id, ``None`` if there is none; raise ``StoreError`` if it is damaged."""
         if commit_id not in self._read:
-            record = _open(self.layout.commit(commit_id))
+            record = read_record(self.layout.commit(commit_id))
             if record is None:
                 return None
             if record.get("id") != commit_id:
@@ -133,8 +135,8 @@ class Store:
     def failures(self, trial_id: str) -> list[Record]:
         """Return the failed attempts of a trial, oldest first."""
         paths = self.layout.failure(trial_id, 0).parent.glob("*.json")
-        by_attempt = sorted(paths, key=lambda path: int(path.stem))
-        return [record for path in by_attempt if (record := _open(path)) is not None]
+        by_attempt = sorted((path for path in paths if path.stem.isdecimal()), key=lambda path: int(path.stem))
+        return [record for path in by_attempt if (record := read_record(path)) is not None]
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
@@ -142,8 +144,10 @@ class Store:
         """Store bytes under their own SHA-256 and return it; the same bytes are stored once."""
         sha256 = digest(data)
         path = self.layout.artifact(sha256, suffix)
-        if not self.link(path, data) and digest(path.read_bytes()) != sha256:
-            self.replace(path, data)  # rotten since: its name says what it should be
+        if not self.link(path, data):
+            os.utime(path)  # as fresh as one that was just written: `store gc` leaves it to its commit
+            if digest(path.read_bytes()) != sha256:
+                self.replace(path, data)  # rotten since: its name says what it should be
         return sha256
 
     def get(self, sha256: str, suffix: str) -> bytes:
@@ -173,7 +177,7 @@ class Store:
         """Return the last whole checkpoint of a trial, ``None`` if there is none or it is damaged."""
         folder = self.layout.checkpoint(trial_id)
         try:
-            state = _open(folder / "state.json")
+            state = read_record(folder / "state.json")
             if state is None or state["trial_id"] != trial_id:
                 return None
             tensors = (folder / f"{state['tensors']}.safetensors").read_bytes()
@@ -181,10 +185,18 @@ class Store:
             return None
         return (tensors, state) if digest(tensors) == state["tensors"] else None
 
+    def checkpoint_mark(self, trial_id: str) -> tuple[int, int] | None:
+        """Return what changes with every checkpoint of a trial, ``None`` while there is none."""
+        with contextlib.suppress(OSError):
+            facts = os.stat(self.layout.checkpoint(trial_id) / "state.json")
+            return facts.st_ino, facts.st_mtime_ns
+        return None
+
     def drop_checkpoint(self, trial_id: str) -> None:
         """Remove a trial's checkpoint; it is committed."""
         folder = self.layout.checkpoint(trial_id)
-        for path in folder.glob("*"):
+        # The state first: what a kill leaves then names nothing that is gone.
+        for path in (folder / "state.json", *folder.glob("*.safetensors")):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is none, or a zombie is writing there still
             folder.rmdir()
@@ -193,18 +205,30 @@ class Store:
 
     def sweeps(self) -> list[str]:
         """Return the names of the store's sweeps, the newest launch last."""
+        launched = self._launched()
+        return sorted(launched, key=lambda name: (*launched[name], name))
+
+    def next_sequence(self) -> int:
+        """Return the number of the next launch: clocks may jump, so order is by sequence."""
+        return max((number for number, _ in self._launched().values()), default=0) + 1
+
+    def _launched(self) -> dict[str, tuple[int, str]]:
         launched = {}
         for path in (self.root / "sweeps").glob("*/generations/0.json"):
             try:
-                record = _open(path)
+                record = read_record(path) or {}
             except StoreError:
-                record = None  # whoever reads the plan itself is told
-            launched[path.parent.parent.name] = (record or {}).get("launched_at", "")
-        return sorted(launched, key=lambda name: (launched[name], name))
+                record = {}  # whoever reads the plan itself is told
+            number = record.get("sequence")
+            launched[path.parent.parent.name] = (
+                number if isinstance(number, int) else 0,
+                str(record.get("launched_at", "")),
+            )
+        return launched
 
     def generation(self, name: str) -> Record:
         """Return what the last launch planned for a sweep; raise ``StoreError`` if there is no such sweep."""
-        record = _open(self.layout.generation(name, 0))
+        record = read_record(self.layout.generation(name, 0))
         if record is None:
             raise StoreError(f"{self.root} holds no sweep {name!r}; it has: {', '.join(self.sweeps()) or 'none'}")
         return record
@@ -215,23 +239,25 @@ class Store:
 
 def _seal(record: Mapping[str, Any]) -> bytes:
     body = json.dumps(record, sort_keys=True, allow_nan=False)
-    return json.dumps({"sha256": digest(body.encode()), "record": json.loads(body)}, sort_keys=True).encode()
+    return f'{{"record": {body}, "sha256": "{digest(body.encode())}"}}'.encode()
 
 
-def _open(path: Path) -> Record | None:
+def read_record(path: Path) -> Record | None:
     """Return the record of a sealed file, ``None`` if there is none."""
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
-            raise StoreError(f"{path}: larger than any record")
+            raise StoreError(f"{path}: damaged: larger than any record")
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_RECORD_VALUES:
+        raise StoreError(f"{path}: damaged: it holds more values than any record")
     try:
-        sealed = json.loads(data)
-        record: Record = sealed["record"]
-        intact = sealed["sha256"] == digest(json.dumps(record, sort_keys=True).encode())
+        record: Record = json.loads(data)["record"]
+        # Byte by byte: 1E5 for 1e5 or a space at the end is damage, too.
+        intact = isinstance(record, dict) and data == _seal(record)
     except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:

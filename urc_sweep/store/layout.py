@@ -12,6 +12,12 @@ from urc_sweep.errors import SpecError, StoreError
 FORMAT = 1
 _SWEEP = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_NAMES = {
+    "commits": re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.json"),
+    "failures": re.compile(r"[0-9a-f]{64}/(0|[1-9][0-9]{0,8})\.json"),
+    "artifacts": re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.(safetensors|png|webp)"),
+    "checkpoints": re.compile(r"[0-9a-f]{64}/(state\.json|[0-9a-f]{64}\.safetensors)"),
+}
 
 
 class Layout:
@@ -42,6 +48,17 @@ class Layout:
 
     def checkpoint(self, trial_id: str) -> Path:
         return self.root / "checkpoints" / self._hex(trial_id)
+
+    def files(self, kind: str) -> tuple[list[Path], list[Path]]:
+        """Return the files under ``commits``, ``failures`` ... that have a right name, and all that have not."""
+        folder = self.root / kind
+        found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+        right = {
+            p
+            for p in found
+            if _NAMES[kind].fullmatch(p.relative_to(folder).as_posix()) and p.is_file() and not p.is_symlink()
+        }
+        return [path for path in found if path in right], [path for path in found if path not in right]
 
     def sweep(self, name: str) -> Path:
         """Return the folder of one sweep; a link out of the store is refused."""

@@ -47,16 +47,21 @@ class Lease:
         if (_read(self.path) or {}).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
-    def _dead(self, holder: dict[str, Any]) -> bool:
-        """Return whether a lease has no living holder: by its process on this host, else by watching its heartbeat."""
+    def _dead(self, holder: dict[str, Any], path: Path) -> bool | None:
+        """Return whether the holder of a lease or claim is gone: by its process on this host, else by its heartbeat.
+
+        ``None`` if it holds ``path`` no more.
+        """
         lives = _lives(holder)
         if lives is not None:
             return not lives
         deadline = time.monotonic() + EXPIRY_S
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_S / 4)
-            now = _read(self.path)
-            if now is None or any(now.get(key) != holder.get(key) for key in ("token", "beat")):
+            now = _read(path)
+            if now is None or now.get("token") != holder.get("token"):
+                return None
+            if now.get("beat") != holder.get("beat"):
                 return False
         return True
 
@@ -67,7 +72,10 @@ class Lease:
             return True
         if holder is None:
             return False
-        if not self._dead(holder):
+        dead = self._dead(holder, self.path)
+        if dead is None:
+            return False  # look again
+        if not dead:
             place = f"process {holder.get('pid')} on {holder.get('host')}"
             advice = "wait, `urc-sweep stop`, or --take-over if it is gone"
             raise StoreError(f"{self.store.root} is in use by sweep {holder.get('sweep')!r}, {place}; {advice}")
@@ -81,7 +89,7 @@ class Lease:
                 claim.unlink(missing_ok=True)
                 return mine
             claimant = _read(claim)
-            if claimant is None or not self._dead(claimant):
+            if claimant is None or not self._dead(claimant, claim):
                 return False  # somebody is replacing it now; look again
         raise AssertionError("claims are tried until one is free")
 
@@ -104,12 +112,19 @@ def holder_of(store: Store) -> dict[str, Any] | None:
     return None if holder is None or _lives(holder) is False else holder
 
 
+def launching(store: Store) -> str | None:
+    """Return the sweep whose launch runs, or was killed and left its lease: its tables may be behind."""
+    return (_read(store.layout.lease) or {}).get("sweep")
+
+
 def _lives(holder: dict[str, Any]) -> bool | None:
     """Return whether a holder's process runs, ``None`` for one of another host or boot: only its heart can tell."""
     here = process(os.getpid())
     if (holder.get("host"), holder.get("boot_id")) != (here["host"], here["boot_id"]):
         return None
-    return process(int(holder["pid"])).get("started") == holder.get("started")
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return process(int(holder["pid"])).get("started") == holder.get("started")
+    return None
 
 
 def process(pid: int) -> dict[str, Any]:

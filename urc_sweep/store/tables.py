@@ -2,28 +2,38 @@
 
 ``trials`` is one file per sweep, replaced whole. ``curves`` is numbered parts: the last one is replaced as it grows,
 and once it is large the next number begins. A row never moves between parts, so no reader sees it twice or not at all.
+
+Every file is sealed: page checksums do not cover the footer, so the footer holds the SHA-256 of all other bytes.
+Columns are only ever added, and nullable: what an older release wrote is read for ever, with nulls in later columns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from urc_sweep.errors import StoreError
-from urc_sweep.maths.ids import content_id
+from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan.spec import preset_of
 from urc_sweep.plan.trials import Trial, variants
 from urc_sweep.store.commits import Record, Store
 
 ROWS_PER_PART = 200_000
-SCHEMA_VERSION = 2  # raise when columns are added: the next launch republishes every sweep's tables
+# Raise when columns are added: the next launch republishes every sweep's tables. From 3 on, tables are sealed.
+SCHEMA_VERSION = 3
+# What a table may ask of a reader. 10,000 trials need a sixth of it; a stranger's 300 bytes can declare 2 GB of text.
+MAX_FILE, MAX_FOOTER, MAX_TEXT, MAX_VALUES = 64 * 2**20, 2**20, 128 * 2**20, 16_000_000
+# The seal's key and its length as the footer (Thrift) writes them; 64 hex digits follow, hashed as if they were zeros.
+_SEAL, _OPEN = b"sha256\x18\x40", b"0" * 64
 
 METRICS = {
     "mse": "mean squared error per pixel, 0-1 scale",
@@ -79,6 +89,7 @@ CURVES = pa.schema(
         *(_field("value", _FLOAT), _field("wall_s", _FLOAT, "s")),
     ]
 )
+_COLUMNS = frozenset(TRIALS.names)
 
 
 class Projection:
@@ -123,9 +134,9 @@ class Projection:
         """Read a trial's failures anew next time."""
         self._failures.pop(trial_id, None)
 
-    def rows(self, statuses: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return one ``trials`` row per trial of the sweep."""
-        return [self._row(trial, statuses[trial.id]) for trial in self.trials]
+    def rows(self, statuses: Mapping[str, str], columns: Container[str] = _COLUMNS) -> list[dict[str, Any]]:
+        """Return one ``trials`` row per trial of the sweep; a metric that is not among the columns is in the map."""
+        return [self._row(trial, statuses[trial.id], columns) for trial in self.trials]
 
     def curve(self, trial_id: str) -> list[list[Any]]:
         """Return a finished trial's curve: epoch, split, metric, value, wall_s."""
@@ -133,16 +144,16 @@ class Projection:
         points: list[list[Any]] = record.get("curve", [])
         return points
 
-    def source(self) -> str:
-        """Return a hash of everything the tables are made from."""
+    def source(self, version: int = SCHEMA_VERSION) -> str:
+        """Return a hash of everything the tables are made from, as a release with these columns writes it."""
         facts = []
         for trial in self.trials:
             ids = [trial.id, trial.evaluation_id]
             committed = [bool(self.store.committed(commit_id)) for commit_id in ids]
             facts.append([*ids, *committed, len(self.store.failures(trial.id))])
-        return content_id("tables", [SCHEMA_VERSION, self.name, facts])
+        return content_id("tables", [version, self.name, facts])
 
-    def _row(self, trial: Trial, status: str) -> dict[str, Any]:
+    def _row(self, trial: Trial, status: str, columns: Container[str]) -> dict[str, Any]:
         config, weights = trial.config, trial.weights
         training = self.store.committed(trial.id) or {}
         evaluation = self.store.committed(trial.evaluation_id) or {}
@@ -153,7 +164,7 @@ class Projection:
         trained = parent.config if parent and trial.stage == "joint_decoder" else config
         values = {**evaluation.get("metrics", {}).get("test", {})}
         values |= {f"val_{key}": value for key, value in evaluation.get("metrics", {}).get("validation", {}).items()}
-        others = values.keys() - set(TRIALS.names)
+        others = [key for key in values if key not in columns]
         row = {
             "trial_id": trial.id,
             "stage": trial.stage,
@@ -218,7 +229,13 @@ class Publisher:
         if not self.parts or self.tail.num_rows >= ROWS_PER_PART:
             self.parts += 1
             self.tail = CURVES.empty_table()
-        self.tail = pa.concat_tables([self.tail, *(curve_table(t, self.projection.curve(t)) for t in new)])
+        grown = [self.tail]
+        for trial_id in new:
+            if sum(piece.num_rows for piece in grown) >= ROWS_PER_PART:  # a sweep of trials that others trained
+                self.store.replace(self._path(self.parts), to_bytes(pa.concat_tables(grown)))
+                self.parts, grown = self.parts + 1, []
+            grown.append(curve_table(trial_id, self.projection.curve(trial_id)))
+        self.tail = pa.concat_tables(grown)
         self.published.update(new)
         self.store.replace(self._path(self.parts), to_bytes(self.tail))
 
@@ -249,33 +266,112 @@ def curve_table(trial_id: str, points: Sequence[Sequence[Any]]) -> pa.Table:
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """Return a Parquet file with page checksums (flipped bits are then found, not read)."""
+    """Return a sealed Parquet file (flipped bits are then found, not read)."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"schema_version": str(SCHEMA_VERSION), "sha256": _OPEN.decode()})
+    data = buffer.getvalue()
+    head, _, tail = data.rpartition(_SEAL + _OPEN)
+    return head + _SEAL + digest(data).encode() + tail
 
 
-def read(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """Return a Parquet file's table with its checksums verified; ``StoreError`` names a damaged file."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table, footer = file.read(), file.metadata
-            groups = sum(footer.row_group(n).num_rows for n in range(footer.num_row_groups))
-    except FileNotFoundError:
-        raise StoreError(f"{path} does not exist") from None
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: damaged table: {str(error).splitlines()[0]}") from None
-    if not table.num_rows == footer.num_rows == groups:  # page checksums do not cover the footer
-        raise StoreError(f"{path}: damaged table: it has not as many rows as it says")
-    if schema is not None and not table.schema.equals(schema):
-        raise StoreError(f"{path}: columns are not those of this release; launch the sweep again to rebuild it")
-    return table
+class Published(NamedTuple):
+    """What a table says of itself: what it was made from, by which releases' rules, and its columns."""
+
+    source: str | None
+    versions: Sequence[int]
+    columns: pa.Schema
+
+
+def read(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of ``schema``; ``StoreError`` names a file that is damaged or not one of ours."""
+    with _damage(path):
+        data, footer, told = _footer(path)
+        found, names = told.columns, set(told.columns.names)
+        later = set(schema.names) - names
+        strange = len(found) > len(names) or bool(names - set(schema.names))
+        strange = strange or any(found.field(n).type != schema.field(n).type for n in names)
+        if strange or (later and SCHEMA_VERSION in told.versions):
+            raise StoreError(f"{path}: columns are not those of this release; launch the sweep again to rebuild it")
+        if footer.num_rows * len(schema) > MAX_VALUES:
+            raise ValueError("it promises more rows than any table of ours holds")
+        leaves = [footer.schema.column(n) for n in range(len(footer.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        # As dictionaries, repeated texts cost nothing, however long; what they will cost is summed up first.
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=texts) as file:
+            table = file.read()
+        if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > MAX_TEXT:
+            raise ValueError("more text than any table of ours holds")
+        if table.num_rows != footer.num_rows:  # a table without a seal
+            raise ValueError("it has not as many rows as it says")
+        table = table.cast(found)
+        columns = [table[f.name] if f.name in names else pa.nulls(table.num_rows, f.type) for f in schema]
+        return pa.table(columns, schema=schema.with_metadata(found.metadata))
+
+
+def published(path: Path) -> Published:
+    """Return what a table says of itself; ``StoreError`` names a damaged one."""
+    with _damage(path):
+        return _footer(path)[2]
 
 
 def published_source(path: Path) -> str | None:
     """Return the hash of what a ``trials`` table was made from, ``None`` if it cannot be read."""
     try:
-        with pq.ParquetFile(path) as file:
-            return (file.schema_arrow.metadata or {}).get(b"source", b"").decode() or None
-    except (OSError, pa.ArrowException):
+        return published(path).source
+    except StoreError:
         return None
+
+
+def is_current(store: Store, name: str, source: str) -> bool:
+    """Return whether a sweep's tables are whole and made from just that ``source``."""
+    paths = [store.layout.trials_table(name), *store.layout.curves(name).glob("*.parquet")]
+    try:
+        sources = [published(path).source for path in paths]
+        return len(paths) > 1 and sources[0] == source
+    except StoreError:
+        return False
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Name the file in what goes wrong with it, in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: damaged table: {(str(error).splitlines() or ['?'])[0]}") from None
+
+
+def _footer(path: Path) -> tuple[bytes, pq.FileMetaData, Published]:
+    """Return a file's bytes and its footer, once the seal fits and what the footer promises is bearable."""
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError("larger than any table of ours")
+    data = path.read_bytes()
+    head, seal, tail = data.rpartition(_SEAL)
+    if seal and digest(head + seal + _OPEN + tail[64:]).encode() != tail[:64]:
+        raise ValueError("its bytes are not those that were sealed")
+    if int.from_bytes(data[-8:-4], "little") > MAX_FOOTER:
+        raise ValueError("its footer is larger than that of any table of ours")
+    footer = pq.read_metadata(pa.BufferReader(data))
+    told = footer.metadata or {}
+    if not seal and b"schema_version" in told:
+        raise ValueError("its seal is gone")
+    groups = [footer.row_group(n) for n in range(footer.num_row_groups)]
+    values = [group.column(n).num_values for group in groups for n in range(group.num_columns)]
+    sizes = [group.total_byte_size for group in groups]
+    if min([*values, *sizes, footer.num_rows]) < 0 or sum(values) > MAX_VALUES or sum(sizes) > MAX_TEXT:
+        raise ValueError("it promises more than any table of ours holds")
+    versions = [int(told.get(b"schema_version", b"0"))] if seal else range(1, 3)
+    columns = footer.schema.to_arrow_schema()
+    return data, footer, Published(told.get(b"source", b"").decode() or None, versions, columns)
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Return how long the texts of an array are that was read as a dictionary."""
+    array = array.keys if pa.types.is_map(array.type) else array
+    if not pa.types.is_dictionary(array.type):
+        return 0
+    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
