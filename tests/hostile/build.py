@@ -415,11 +415,19 @@ def checkpoints() -> Iterator[Case]:
         ("empty", b"", "not a file of 8 to"),
         ("seven_bytes", b"\0" * 7, "not a file of 8 to"),
         ("length_zero", b"\0" * 8, damaged),
-        ("length_2_63", safetensors({}, length=2**63), "a header of 9,223,372,036,854,775,808 bytes in 10"),
-        ("length_2_64", safetensors({}, length=2**64 - 1), "a header of 18,446,744,073,709,551,615 bytes"),
-        ("length_beyond", safetensors({}, length=3), "a header of 3 bytes in 10"),
+        (
+            "length_2_63",
+            safetensors({}, length=2**63),
+            "not a safetensors file: a header of 9,223,372,036,854,775,808 bytes in 10",
+        ),
+        (
+            "length_2_64",
+            safetensors({}, length=2**64 - 1),
+            "not a safetensors file: a header of 18,446,744,073,709,551,615 bytes",
+        ),
+        ("length_beyond", safetensors({}, length=3), "not a safetensors file: a header of 3 bytes in 10"),
         ("length_short", safetensors({"a": tensor()}, b"\0" * 8, length=20), damaged),
-        ("header_large", safetensors(b"{}" + b" " * 2_000_000), "a header of 2,000,002 bytes"),
+        ("header_large", safetensors(b"{}" + b" " * 2_000_000), "not a safetensors file: a header of 2,000,002 bytes"),
         ("header_word", safetensors(b"words"), damaged),
         ("header_list", safetensors([1, 2]), damaged),
         ("header_null", safetensors(None), damaged),
@@ -429,7 +437,7 @@ def checkpoints() -> Iterator[Case]:
         ("header_deep_metadata", safetensors(b'{"a":' * 100_000), damaged),
         ("header_digits", safetensors(b'{"a": ' + b"9" * 50_000 + b"}"), damaged),
         ("header_nan", safetensors(b'{"a": {"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', b"\0" * 8), damaged),
-        ("entries_100000", safetensors(many), "a header of "),
+        ("entries_100000", safetensors(many), "not a safetensors file: a header of "),
         ("entries_20000", safetensors({f"t{i}": {} for i in range(20_000)}), damaged),
         ("entries_twice", safetensors(twice, b"\0" * 8), damaged),
         ("entry_list", safetensors({"a": [1]}), damaged),
@@ -843,7 +851,7 @@ JSON_BOMBS: dict[str, bytes | int | str | None] = {
 def stores() -> Iterator[Case]:
     """Files of a store that are not what their names say."""
     for name, data in JSON_BOMBS.items():
-        yield from on_store("store_json", f"format_{name}", "status", "format.json", put("format.json", data))
+        yield from on_store("store_json", f"format_{name}", "status", "store", put("format.json", data))
         yield from on_store(
             "store_json", f"plan_{name}", "status", "0.json", put("sweeps/tiny/generations/0.json", data)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -84,14 +85,24 @@ def run(case: Case, root: Path, forks: Forks | None) -> Ran:
     return ran if case.look is None else replace(ran, seen=tuple(case.look(cwd, ran)))
 
 
+# In between, because a child is charged for the memory of whoever starts it, and pytest may have torch in its own.
+BETWEEN = """
+import json, os, sys
+child = os.posix_spawn(sys.executable, [sys.executable, "-m", "urc_sweep", *sys.argv[2:]], os.environ)
+_, status, usage = os.wait4(child, 0)
+answer = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+json.dump(answer, open(sys.argv[1], "w"))
+"""
+
+
 def alone(case: Case, cwd: Path, env: dict[str, str], paths: dict[str, str]) -> tuple[int, float, float]:
     """Run ``python -m urc_sweep``; its CPU seconds are those of everything, imports too."""
+    answer = Path(paths["out"]).with_name("answer")
+    command = [sys.executable, "-c", BETWEEN, str(answer), *case.argv]
     with open(paths["out"], "wb") as out, open(paths["err"], "wb") as err:
-        command = [sys.executable, "-m", "urc_sweep", *case.argv]
-        child = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, check=True)
+    code, cpu_s, rss_mb = json.loads(answer.read_text())
+    return code, cpu_s, rss_mb
 
 
 def snapshot(folder: Path) -> dict[str, tuple[Any, ...]]:

@@ -146,7 +146,7 @@ class Poison(CompressorLane):
         values = super().losses(inputs)
         if self.epoch * 17 + self.step_index == 20 and self.trial.weights["classification"] == 0.01:
             if self.how != "nan":
-                raise {"error": ValueError, "oom": MemoryError}[self.how]("the twentieth step")
+                raise {"error": ValueError, "oom": torch.cuda.OutOfMemoryError}[self.how]("the twentieth step")
             values["loss"] = values["loss"] * float("nan")
         return values
 

@@ -104,3 +104,27 @@ def test_another_user_reads_a_store_that_is_not_theirs_to_write(moved, tmp_path)
         assert len(refused.stderr.splitlines()) == 1, refused.stderr
         assert "Permission denied" in refused.stderr or "cannot be written" in refused.stderr
     assert files(root) == before
+
+
+@pytest.mark.parametrize("table", ["trials/*/trials.parquet", "curves/*/part-00000.parquet"])
+def test_a_damaged_table_is_rebuilt_by_the_next_launch(table, moved) -> None:
+    (path,) = (moved / "store").glob(table)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (problem, *_) = verify(Store(moved / "store"))[0]
+    assert problem.startswith(f"{path}: damaged table")
+    assert Launch(str(moved / "small.yaml"), Options(str(moved / "store"), executor="inline")).run() == 0
+    assert verify(Store(moved / "store"))[0] == []
+
+
+def test_scratch_of_killed_launches_is_removed_and_that_of_living_ones_is_not(tmp_path) -> None:
+    from urc_sweep.run.ray_tune import _clean
+    from urc_sweep.store.lease import process
+
+    mine = "urc-ray-{pid}-{started}-x".format(**process(os.getpid()))
+    names = [mine, f"urc-ray-{os.getpid()}-1-x", "urc-ray-4000000-5-x", "urc-ray-word-5-x", "urc-ray-short", "other"]
+    for name in names:
+        (tmp_path / name / "session").mkdir(parents=True)
+    _clean(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine, "urc-ray-word-5-x", "urc-ray-short", "other"}

@@ -130,3 +130,20 @@ def test_a_trial_whose_evaluation_failed_still_serves_its_dependents() -> None:
     schedule.fail("a", "failed")
     schedule.end(pack)
     assert schedule.dispatch().trials == ("b",)
+
+
+def test_an_attempt_that_came_further_uses_up_none() -> None:
+    """Preempted ten times, each time after a new checkpoint; then it dies three times at one place."""
+    schedule = Schedule([chain("a")])
+    for attempt in range(1, 11):
+        pack = schedule.dispatch()
+        assert pack.attempts == (attempt,)
+        assert schedule.end(pack, further={"a"}) == []
+    ends = [schedule.end(schedule.dispatch()) for _ in range(MAX_ATTEMPTS)]
+    assert ends == [[], [], ["a"]]
+
+
+def test_a_pack_is_cut_to_what_the_budget_leaves() -> None:
+    schedule = Schedule([chain("a"), chain("b"), chain("c")], lanes=lambda stage: 3)
+    assert schedule.dispatch(2).trials == ("a", "b")
+    assert schedule.dispatch(5).trials == ("c",)

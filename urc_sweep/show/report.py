@@ -30,7 +30,6 @@ from urc_sweep.store.commits import Store
 IMAGE_BYTES = 8_000_000
 CURVE_POINTS = 400_000
 TABLE_ROWS = 500
-META_BYTES = 2_000
 MOST_TRACES, TRACE_CHARACTERS = 50, 20_000
 DASH = "–"
 
@@ -47,16 +46,8 @@ def write(store: Store, sweep: str, path: Path, source: str) -> None:
         str(store.generation(sweep).get("command", "")),
         f"urc-sweep report {shlex.quote(sweep)} --store {root}",
     ]
-    page = render(
-        trials,
-        curves,
-        sweep,
-        source,
-        commands,
-        text,
-        lambda sha256: store.get(sha256, ".png"),
-        lambda t: _trace(store, t),
-    )
+    read = (lambda sha256: store.get(sha256, ".png"), lambda trial_id: _trace(store, trial_id))
+    page = render(trials, curves, sweep, source, commands, text, *read)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory")
     private = path.with_name(f".{path.name}.{os.getpid()}")
@@ -70,17 +61,6 @@ def _trace(store: Store, trial_id: str) -> str:
         return str(store.failures(trial_id)[-1].get("trace") or "").strip()[-TRACE_CHARACTERS:]
     except (StoreError, IndexError):
         return ""
-
-
-def published_source(path: Path) -> str | None:
-    """Return the ``source`` a report was written from, ``None`` if there is no report to read it in."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(META_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return None
-    found = re.search(r'<meta name="urc-sweep-source" content="([^"]*)">', head)
-    return html.unescape(found[1]) if found else None
 
 
 def render(

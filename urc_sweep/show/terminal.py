@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -166,14 +167,12 @@ class _Board:
         counts = schedule.counts()
         elapsed = time.monotonic() - self.began
         todo = [t for t in self.launch.trials if schedule.state[t.id] in ("waiting", "running")]
-        done_s = sum(
-            estimate_s(t) for t in self.launch.trials if schedule.state[t.id] == "done" and schedule.attempts[t.id]
-        )
+        done = [t for t in self.launch.trials if schedule.state[t.id] == "done" and schedule.attempts[t.id]]
+        done_s = sum(map(estimate_s, done))
         eta = f", about {duration(sum(map(estimate_s, todo)) / done_s * elapsed)} left" if done_s else ""
         table = by_stage(counts, f"{self.launch.sweep.name}: {duration(elapsed)}{eta}")
-        running = [
-            Text(f"  {name_of(t)}  {self._epoch(t)}", style="dim") for t in todo if schedule.state[t.id] == "running"
-        ]
+        live = [t for t in todo if schedule.state[t.id] == "running"]
+        running = [Text(f"  {name_of(t)}  {self._epoch(t)}", style="dim") for t in live]
         return Group(table, *running[:8], *(Text(line, overflow="ellipsis", no_wrap=True) for line in self.last))
 
     def _epoch(self, trial: Trial) -> str:
@@ -196,25 +195,19 @@ def ending(launch: Launch) -> None:
     from urc_sweep.show import facts
 
     console = err()
-    counts = launch.schedule().counts()
+    say = partial(console.print, soft_wrap=True)
     name, path = launch.sweep.name, launch.store.layout.report(launch.sweep.name)
-    total = len(launch.trials)
     if not launch.worked:
         state = "done" if launch.exit_code == 0 else "settled"
-        console.print(f"{name}: nothing to do, all {total} trials are {state}; {path}", soft_wrap=True)
+        say(f"{name}: nothing to do, all {len(launch.trials)} trials are {state}; {path}")
     else:
-        out().print(by_stage(counts, name))
+        out().print(by_stage(launch.schedule().counts(), name))
         penalty(facts.load(launch.store, name))
         print(path)
     if launch.stopped:
-        console.print(
-            Text(f"stopped ({launch.stopped}); to go on: {launch.options.command(launch.path)}"), soft_wrap=True
-        )
+        say(f"stopped ({launch.stopped}); to go on: {launch.options.command(launch.path)}")
     elif launch.exit_code == 3:
-        console.print(
-            f"some trials failed: `urc-sweep show TRIAL` says why, `urc-sweep retry {name}` reopens them",
-            soft_wrap=True,
-        )
+        say(f"some trials failed: `urc-sweep show TRIAL` says why, `urc-sweep retry {name}` reopens them")
         for trial in launch.trials:
             for failure in launch.store.failures(trial.id)[-1:]:
                 if failure["final"]:
@@ -261,18 +254,13 @@ def find(store: Store, prefix: str) -> tuple[str, Trial]:
 def show(store: Store, prefix: str) -> None:
     """Print everything known of one trial."""
     sweep, trial = find(store, prefix)
-    row = next(
-        row for row in Projection(store, sweep).rows(Projection(store, sweep).statuses()) if row["trial_id"] == trial.id
-    )
+    projection = Projection(store, sweep)
+    row = next(row for row in projection.rows(projection.statuses()) if row["trial_id"] == trial.id)
     console = out()
     console.print(Text(f"{name_of(trial)}  {row['status']}", style="bold"))
-    plain = {
-        key: value
-        for key, value in row.items()
-        if value is not None and key not in (*METRICS, "config_json", "weights", "metrics")
-    }
-    for key, value in plain.items():
-        if not key.startswith("val_"):
+    elsewhere = (*METRICS, "config_json", "weights", "metrics")
+    for key, value in row.items():
+        if value is not None and key not in elsewhere and not key.startswith("val_"):
             console.print(Text(f"  {key:24} {value}"), soft_wrap=True)
     metrics = Table("metric", "test", "validation", "unit")
     extra = dict(row["metrics"])

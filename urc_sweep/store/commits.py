@@ -219,11 +219,8 @@ class Store:
                 record = read_record(path) or {}
             except StoreError:
                 record = {}  # whoever reads the plan itself is told
-            number = record.get("sequence")
-            launched[path.parent.parent.name] = (
-                number if isinstance(number, int) else 0,
-                str(record.get("launched_at", "")),
-            )
+            number, moment = record.get("sequence"), str(record.get("launched_at", ""))
+            launched[path.parent.parent.name] = (number if isinstance(number, int) else 0, moment)
         return launched
 
     def generation(self, name: str) -> Record:

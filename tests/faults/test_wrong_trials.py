@@ -136,6 +136,11 @@ def test_lanes_go_wrong_and_their_mates_have_the_same_bits(how, status, tmp_path
     if how == "error":
         assert "in __call__" in shown, "the traceback"
         assert "ArithmeticError: the <b>twentieth</b> step" in shown
+        page = tmp_path / "page.html"
+        run("report", "--store", str(tmp_path / "bad"), "-o", str(page))
+        told = page.read_text()
+        assert "in __call__" in told
+        assert "ArithmeticError: the &lt;b&gt;twentieth&lt;/b&gt; step" in told
     # Opened again and without its cause it trains.
     monkeypatch.setenv("EXPLODE", "")
     assert "reopened 2 trials" in run("retry", "--store", str(tmp_path / "bad")).stdout
