@@ -769,8 +769,6 @@ def _lines() -> str:
 
 # Wrong in ways that counting trials by status does not look at.
 TOLD_BY_VERIFY = (
-    "needs_word",
-    "evaluators_list",
     "rate_huge",
     "rate_word",
     "seed_word",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ CASES = list(every())
 KINDS = sorted({case.kind for case in CASES})
 WITHOUT_TORCH = [case for case in CASES if not case.torch and case.code and case.kind not in ("lease", "parquet")]
 SAMPLE = random.Random(0).sample(WITHOUT_TORCH, 15)
-# Known, and not yet answered as they should be: pipes, devices and forged records inside a store.
-PENDING = """
-store_json-*_fifo_* store_json-*_device_* store_json-format_sparse_* store_json-lease_deep_* store_json-lease_wide_*
-store_json-lease_sparse_* parquet-no_columns_* parquet-fifo_* parquet-device_* store_link-trials_* store_link-curves_*
-artifact-sparse_* lease-no_pid_* lease-pid_word_* lease-pid_traversal_* lease-pid_list_* lease-pid_nan_*
-record-plan_trials_missing_status record-plan_trials_word_status record-plan_trials_numbers_status
-record-plan_trial_empty_status record-plan_trial_id_number_status record-plan_config_empty_status
-record-plan_config_list_status record-failure_final_missing_* record-failure_status_list_* record-failure_empty_*
-""".split()
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +39,6 @@ def with_torch() -> Iterator[Forks]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_ends_in_an_error_line_and_nothing_else(case: Case, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if any(fnmatch(str(case), pattern) for pattern in PENDING):
-        pytest.xfail("known")
     forks: Forks = request.getfixturevalue("with_torch" if case.torch else "light")
     found = cases.problems(case, cases.run(case, tmp_path, forks))
     assert not found, "\n".join(found)

@@ -241,7 +241,7 @@ def test_a_crash_between_tensors_and_state_leaves_the_checkpoint_before(store, m
 
 def test_failures_are_kept_by_attempt_in_numeric_order(store):
     for attempt in (1, 10, 2):
-        assert store.fail(A, attempt, {"attempt": attempt})
+        assert store.fail(A, attempt, {"attempt": attempt, "status": "failed", "final": False})
     assert not store.fail(A, 2, {"attempt": "again"})
     assert [record["attempt"] for record in fresh(store).failures(A)] == [1, 2, 10]
     assert store.failures(B) == []
@@ -320,7 +320,7 @@ def test_a_file_is_not_a_store(tmp_path):
         with pytest.raises(StoreError) as caught:
             use()
         assert str(caught.value) == f"{tmp_path / 'file'} is a file, not a store"
-    with pytest.raises(StoreError, match="cannot make a store here: Not a directory"):
+    with pytest.raises(StoreError, match="cannot make a store here: File exists"):
         Store(tmp_path / "file" / "below").create()
 
 

@@ -315,6 +315,8 @@ def plan(path: str, options: Options) -> tuple[Sweep, list[Trial]]:
 
 def read_data(sweep: Sweep, source: Source) -> Any:
     """Return the sweep's data, downloaded if need be. Brings torch: only for what cannot be known without the bytes."""
+    for key in registry.find("dataset", sweep.dataset.name).facts.get("location", ()):
+        source.inside(sweep.dataset.name, spec.parameters_of("dataset", sweep.dataset)[key])
     from urc_sweep.learn import data
 
     return data.load(sweep.dataset.name, spec.parameters_of("dataset", sweep.dataset), source)

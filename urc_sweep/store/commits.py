@@ -7,8 +7,10 @@ the first writer wins, everybody else discards. No locks, no rename over a commi
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from urc_sweep.store.layout import FORMAT, Layout
 # What a record may ask of a reader: a plan of 10,000 trials has 14 MB and 600,000 values. Three bytes of a stranger's
 # JSON can take 64 in memory, so values are bounded as well, by what separates and opens them.
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 32 * 2**20, 4_000_000
+MAX_ARTIFACT_BYTES = 4 * 2**30
 Record = dict[str, Any]
 
 
@@ -46,7 +49,7 @@ class Store:
     def check(self) -> bool:
         """Return whether this is a store; raise ``StoreError`` if it is one that cannot be read."""
         try:
-            text = self.layout.format.read_bytes()
+            text = bytes_of(self.layout.format, 1_000)
         except (FileNotFoundError, NotADirectoryError):
             if self.root.exists() and not self.root.is_dir():
                 raise StoreError(f"{self.root} is a file, not a store") from None
@@ -136,7 +139,11 @@ class Store:
         """Return the failed attempts of a trial, oldest first."""
         paths = self.layout.failure(trial_id, 0).parent.glob("*.json")
         by_attempt = sorted((path for path in paths if path.stem.isdecimal()), key=lambda path: int(path.stem))
-        return [record for path in by_attempt if (record := read_record(path)) is not None]
+        found = {path: record for path in by_attempt if (record := read_record(path)) is not None}
+        for path, record in found.items():
+            if (type(record.get("final")), type(record.get("status")), type(record.get("attempt"))) != (bool, str, int):
+                raise StoreError(f"{path}: damaged: not a whole record")
+        return list(found.values())
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ class Store:
         """Return an artifact's bytes, checked against their name."""
         path = self.layout.artifact(sha256, suffix)
         try:
-            data = path.read_bytes()
+            data = bytes_of(path, MAX_ARTIFACT_BYTES)
         except OSError as error:
             raise StoreError(f"{path}: the artifact cannot be read: {error.strerror}") from None
         if digest(data) != sha256:
@@ -180,7 +187,7 @@ class Store:
             state = read_record(folder / "state.json")
             if state is None or state["trial_id"] != trial_id:
                 return None
-            tensors = (folder / f"{state['tensors']}.safetensors").read_bytes()
+            tensors = bytes_of(folder / f"{state['tensors']}.safetensors", MAX_ARTIFACT_BYTES)
         except (OSError, StoreError, KeyError, TypeError):
             return None
         return (tensors, state) if digest(tensors) == state["tensors"] else None
@@ -242,9 +249,7 @@ def _seal(record: Mapping[str, Any]) -> bytes:
 def read_record(path: Path) -> Record | None:
     """Return the record of a sealed file, ``None`` if there is none."""
     try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            raise StoreError(f"{path}: damaged: larger than any record")
-        data = path.read_bytes()
+        data = bytes_of(path, MAX_RECORD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -260,6 +265,14 @@ def read_record(path: Path) -> Record | None:
     if not intact:
         raise StoreError(f"{path}: damaged: its checksum does not match its content")
     return record
+
+
+def bytes_of(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file, else raise ``OSError``: a pipe has no writer, a device no end."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
+        raise OSError(errno.EFBIG, f"damaged: not a file of at most {most:,} bytes", str(path))
+    return path.read_bytes()
 
 
 def _make_durably(folder: Path) -> None:

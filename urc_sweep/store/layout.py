@@ -64,10 +64,7 @@ class Layout:
         """Return the folder of one sweep; a link out of the store is refused."""
         if not _SWEEP.fullmatch(name):
             raise SpecError(f"{name!r} is not a sweep name: a lower-case letter, then up to 63 of a-z 0-9 . _ -")
-        path = self.root / "sweeps" / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise StoreError(f"{path} leads out of the store")
-        return path
+        return self._inside(self.root / "sweeps" / name)
 
     def spec(self, name: str) -> Path:
         return self.sweep(name) / "spec.yaml"
@@ -85,13 +82,18 @@ class Layout:
         return self.sweep(name) / "report.html"
 
     def trials_table(self, name: str) -> Path:
-        return self.root / "trials" / f"sweep={self.sweep(name).name}" / "trials.parquet"
+        return self._inside(self.root / "trials" / f"sweep={self.sweep(name).name}" / "trials.parquet")
 
     def curves(self, name: str) -> Path:
-        return self.root / "curves" / f"sweep={self.sweep(name).name}"
+        return self._inside(self.root / "curves" / f"sweep={self.sweep(name).name}")
+
+    def _inside(self, path: Path) -> Path:
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(f"{path} leads out of the store")
+        return path
 
     @staticmethod
     def _hex(value: str) -> str:
-        if not _HEX.fullmatch(value):
-            raise StoreError(f"{value[:80]!r} is not an id (64 hex digits)")
+        if not isinstance(value, str) or not _HEX.fullmatch(value):
+            raise StoreError(f"{str(value)[:80]!r} is not an id (64 hex digits)")
         return value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from urc_sweep.errors import StoreError
-from urc_sweep.store.commits import Store
+from urc_sweep.store.commits import Store, bytes_of
 
 HEARTBEAT_S, EXPIRY_S, SETTLE_S = 2.0, 60.0, 0.02
 
@@ -122,9 +122,8 @@ def _lives(holder: dict[str, Any]) -> bool | None:
     here = process(os.getpid())
     if (holder.get("host"), holder.get("boot_id")) != (here["host"], here["boot_id"]):
         return None
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        return process(int(holder["pid"])).get("started") == holder.get("started")
-    return None
+    pid = holder.get("pid")
+    return isinstance(pid, int) and process(pid).get("started") == holder.get("started")
 
 
 def process(pid: int) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _boot_id() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(bytes_of(path, 10_000))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -25,7 +25,7 @@ from urc_sweep.errors import StoreError
 from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan.spec import preset_of
 from urc_sweep.plan.trials import Trial, variants
-from urc_sweep.store.commits import Record, Store
+from urc_sweep.store.commits import Record, Store, bytes_of
 
 ROWS_PER_PART = 200_000
 # Raise when columns are added: the next launch republishes every sweep's tables. From 3 on, tables are sealed.
@@ -98,9 +98,13 @@ class Projection:
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
         self.generation = store.generation(name)
-        self.trials = [Trial.from_json(value) for value in self.generation["trials"]]
-        self.by_id = {trial.id: trial for trial in self.trials}
-        self.variants = variants(self.trials)
+        try:
+            self.trials = [Trial.from_json(value) for value in self.generation["trials"]]
+            self.by_id = {trial.id: trial for trial in self.trials}
+            self.variants = variants(self.trials)
+            [trial.required for trial in self.trials]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise StoreError(f"{store.layout.generation(name, 0)}: damaged: not a whole plan: {error!r:.99}") from None
         self._failures: dict[str, list[Record]] = {}
 
     def statuses(self, running: Iterable[str] = (), stopped: bool = False) -> dict[str, str]:
@@ -290,7 +294,7 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         data, footer, told = _footer(path)
         found, names = told.columns, set(told.columns.names)
         later = set(schema.names) - names
-        strange = len(found) > len(names) or bool(names - set(schema.names))
+        strange = not names or len(found) > len(names) or bool(names - set(schema.names))
         strange = strange or any(found.field(n).type != schema.field(n).type for n in names)
         if strange or (later and SCHEMA_VERSION in told.versions):
             raise StoreError(f"{path}: columns are not those of this release; launch the sweep again to rebuild it")
@@ -347,9 +351,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 def _footer(path: Path) -> tuple[bytes, pq.FileMetaData, Published]:
     """Return a file's bytes and its footer, once the seal fits and what the footer promises is bearable."""
-    if path.stat().st_size > MAX_FILE:
-        raise ValueError("larger than any table of ours")
-    data = path.read_bytes()
+    data = bytes_of(path, MAX_FILE)
     head, seal, tail = data.rpartition(_SEAL)
     if seal and digest(head + seal + _OPEN + tail[64:]).encode() != tail[:64]:
         raise ValueError("its bytes are not those that were sealed")

@@ -6,7 +6,6 @@ log), and what only a running launch has (lease, stop file, ``tmp``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from urc_sweep.errors import UrcSweepError
 from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan.trials import Trial, trial_id
 from urc_sweep.store import query
-from urc_sweep.store.commits import Record, Store, read_record
+from urc_sweep.store.commits import MAX_ARTIFACT_BYTES, Record, Store, bytes_of, read_record
 from urc_sweep.store.layout import FORMAT
 from urc_sweep.store.lease import holder_of, launching
 from urc_sweep.store.tables import Projection, published
@@ -155,9 +154,8 @@ def _check_failure(path: Path) -> Iterator[str]:
 
 
 def _check_bytes(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != path.stem:
-            yield f"{path}: damaged: its bytes are not those of its name"
+    if digest(bytes_of(path, MAX_ARTIFACT_BYTES)) != path.stem:
+        yield f"{path}: damaged: its bytes are not those of its name"
 
 
 def _check_checkpoint(store: Store, folder: Path) -> Iterator[str]:
