@@ -123,17 +123,8 @@ def launch(
     from urc_sweep.run.launch import Launch
     from urc_sweep.show import terminal
 
-    options = _options(
-        store,
-        overrides,
-        plugins,
-        executor=executor,
-        address=address,
-        max_concurrent=max_concurrent,
-        data_root=data_root,
-        offline=offline,
-        take_over=take_over,
-    )
+    where = {"executor": executor, "address": address, "max_concurrent": max_concurrent, "data_root": data_root}
+    options = _options(store, overrides, plugins, **where, offline=offline, take_over=take_over)
     run = Launch(str(spec), options)
     run.write_report = lambda opened, name, source: _write_report(opened, name, opened.layout.report(name), source)
     with terminal.progress(run, quiet):
@@ -226,13 +217,13 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", help="default: report.html in the sweep's folder")] = None,
 ) -> None:
     """Write the report: one self-contained HTML file."""
-    from urc_sweep.store.tables import published_source
+    from urc_sweep.store.tables import published
 
     opened = _open(store)
     name = _newest(opened, sweep)
     path = output or opened.layout.report(name)
     try:
-        _write_report(opened, name, path, published_source(opened.layout.trials_table(name)) or "")
+        _write_report(opened, name, path, published(opened.layout.trials_table(name)).source or "")
     except OSError as error:
         raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
     print(path)

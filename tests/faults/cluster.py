@@ -43,6 +43,10 @@ def two_nodes(bench: Bench) -> Iterator[tuple[Any, list[Any]]]:
         os.environ.update(before)
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def campaign(card: Card, budget: Budget, seed: int, folder: Path) -> None:
     """Lose one of two nodes at a random moment; the launch goes on by itself on the other one."""
     undisturbed = Undisturbed.run(folder / "undisturbed")
@@ -56,11 +60,12 @@ def campaign(card: Card, budget: Budget, seed: int, folder: Path) -> None:
             with bench.watched():
                 card.injected += bench.wait_for_work(driver, rng.randrange(1, undisturbed.steps // 2))
                 lost = rng.choice(nodes)
-                stopped = bench.workers()[:1] if asleep else []
+                raylet = lost.all_processes["raylet"][0].process.pid
+                stopped = [pid for pid in bench.workers() if asleep and parent(pid) == raylet]
                 for pid in stopped:
                     os.kill(pid, signal.SIGSTOP)
                 cluster.remove_node(lost, allow_graceful=False)
-                code = driver.wait(timeout=600)
+                code = bench.ended(driver)
                 if code != 0:
                     card.problems.append(f"{place}: the launch ended with {code} instead of going on")
                     bench.finish()

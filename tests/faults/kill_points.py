@@ -280,7 +280,7 @@ def truth(root: Path) -> dict[Path, bytes]:
 
 
 TRUTH = ("commits/", "failures/", "artifacts/")
-UNFINISHED = ("older than the commits", "does not exist", "no table")
+UNFINISHED = ("does not exist", "no table")
 
 
 class Scene:

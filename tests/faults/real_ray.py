@@ -125,10 +125,18 @@ class Bench:
             time.sleep(0.02)
         return driver.poll() is None
 
+    def ended(self, driver: subprocess.Popen[str], seconds: float = 600) -> int | None:
+        """Return the exit code of a launch; one that hangs is killed and has none."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return driver.wait(timeout=seconds)
+        driver.kill()
+        driver.wait()
+        return None
+
     def finish(self) -> int:
         """Launch until the sweep is done; return how many launches it took, 0 if it never was."""
         for number in range(1, LAUNCHES + 1):
-            if self.launch().wait(timeout=600) == 0:
+            if self.ended(self.launch()) == 0:
                 return number
         return 0
 
@@ -172,13 +180,13 @@ def _strike_worker(bench: Bench, driver: subprocess.Popen[str], rng: random.Rand
     """The launch goes on with another worker and ends by itself."""
     if workers := bench.workers():
         os.kill(rng.choice(workers), number)
-    code = driver.wait(timeout=600)
+    code = bench.ended(driver)
     return [] if code == 0 else [f"the launch ended with {code} instead of going on"]
 
 
 def term_driver(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:
     os.kill(driver.pid, signal.SIGTERM)
-    return _leaves(driver)
+    return _leaves(bench, driver)
 
 
 def term_everything(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:
@@ -186,7 +194,7 @@ def term_everything(bench: Bench, driver: subprocess.Popen[str], rng: random.Ran
     for pid in bench.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    return _leaves(driver)
+    return _leaves(bench, driver)
 
 
 def term_then_kill(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:
@@ -196,9 +204,9 @@ def term_then_kill(bench: Bench, driver: subprocess.Popen[str], rng: random.Rand
     return kill_everything(bench, driver, rng)
 
 
-def _leaves(driver: subprocess.Popen[str]) -> list[str]:
+def _leaves(bench: Bench, driver: subprocess.Popen[str]) -> list[str]:
     began = time.monotonic()
-    code = driver.wait(timeout=120)
+    code = bench.ended(driver, 120)
     took = time.monotonic() - began
     wrong = [] if code in (0, 130) else [f"exit code {code} after SIGTERM"]
     return wrong if took < LEAVE_S + 1 else [*wrong, f"SIGTERM took {took:.1f} s"]
@@ -207,8 +215,7 @@ def _leaves(driver: subprocess.Popen[str]) -> list[str]:
 def kill_head(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:
     for pid in bench.processes("gcs_server"):
         os.kill(pid, signal.SIGKILL)
-    driver.wait(timeout=240)
-    return []
+    return [] if bench.ended(driver, 240) is not None else ["the driver outlived its head"]
 
 
 def kill_node(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:
@@ -220,7 +227,7 @@ def kill_node(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -
         driver.wait(timeout=90)
         return []
     os.kill(driver.pid, signal.SIGTERM)
-    return _leaves(driver)
+    return _leaves(bench, driver)
 
 
 def zombie(bench: Bench, driver: subprocess.Popen[str], rng: random.Random) -> list[str]:

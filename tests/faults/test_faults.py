@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import clocks, full_disk, kill_points, launches, simulated
+from tests.faults import clocks, kill_points, launches, simulated
 from tests.faults.card import Budget, Card, table
 from urc_sweep.run.conductor import Conductor
 from urc_sweep.run.schedule import Schedule
@@ -75,14 +75,6 @@ def test_a_seed_is_replayed_event_by_event() -> None:
 
 def test_eight_launches_at_once(tmp_path) -> None:
     run(launches.campaign, 2, tmp_path)
-
-
-def test_one_small_disk(tmp_path) -> None:
-    refused = full_disk.mount(tmp_path / "try", "64k")
-    if refused:
-        pytest.skip(refused)
-    full_disk.unmount(tmp_path / "try")
-    run(full_disk.campaign, 1, tmp_path)
 
 
 @pytest.mark.skipif(clocks.LIBRARY is None, reason="libfaketime is not installed")

@@ -22,8 +22,15 @@ import pytest
 from tests.store.build import TEXT, Study, curve, flip, metrics, reseal
 from urc_sweep.errors import SpecError, StoreError
 from urc_sweep.store import query, tables
-from urc_sweep.store.tables import CURVES, METRICS, TRIALS, Projection, Publisher, published_source
+from urc_sweep.store.tables import CURVES, METRICS, TRIALS, Projection, Publisher, published
 from urc_sweep.store.verify import verify
+
+
+def published_source(path):
+    """What a table says that it was made from, ``None`` if it cannot be read."""
+    with contextlib.suppress(StoreError):
+        return published(path).source
+    return None
 
 DESIGN = """
 trial_id stage parent_id classifier_id heldout_classifier_id encoder_sha256 decoder_sha256 samples_sha256 dataset model

@@ -338,8 +338,9 @@ def train_pack(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out; torch's allocator for the CPU raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Return whether an error says that memory ran out, which torch often tells in a plain RuntimeError."""
+    words = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 @contextmanager

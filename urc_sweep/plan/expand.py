@@ -11,7 +11,7 @@ from urc_sweep.errors import choices
 from urc_sweep.maths.ids import content_id, digest
 from urc_sweep.plan import registry, spec
 from urc_sweep.plan.document import Path as KeyPath
-from urc_sweep.plan.headers import read_safetensors
+from urc_sweep.plan.source import read_safetensors
 from urc_sweep.plan.spec import COMPRESSORS, MAX_TRIALS, Compressor, Joint, Range, Reduced, Refined, Sweep
 from urc_sweep.plan.trials import (
     LOOP_VERSION,

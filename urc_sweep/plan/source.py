@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+import safetensors
 
 from urc_sweep.errors import DataError
 from urc_sweep.plan import registry
 
+MAX_FILE, MAX_HEADER, MAX_TENSORS = 256 * 2**20, 10**6, 10_000  # of a checkpoint that a sweep file names
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -72,3 +76,24 @@ class Source:
         if not (self.base / place).is_file() and not (self.base / place).is_dir():
             raise DataError(f"data set {name}: {path!r} is no file and no folder")
         return self.base / place
+
+
+def read_safetensors(path: Path) -> bytes:
+    """Return the bytes of a stranger's safetensors file; ``OSError`` or ``ValueError`` says why they are none."""
+    # A pipe has no writer, a device no end, and what /proc shows as a file has no size.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or not 8 <= facts.st_size <= MAX_FILE:
+            raise ValueError(f"not a file of 8 to {MAX_FILE:,} bytes")
+        data = file.read(MAX_FILE)
+    if (length := int.from_bytes(data[:8], "little")) > min(MAX_HEADER, len(data) - 8):
+        raise ValueError(f"not a safetensors file: a header of {length:,} bytes in {len(data):,}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            count = len(opened.keys())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a safetensors file: {error}") from None
+    if count > MAX_TENSORS:
+        raise ValueError(f"not a network: {count:,} tensors")
+    return data

@@ -108,9 +108,9 @@ class Conductor:
     def _give_up(self, trial: Trial) -> None:
         """Record that a trial's workers died too often."""
         attempt = self.schedule.attempted[trial.id] + self.schedule.attempts[trial.id]
-        cause = {"error_type": "WorkerDied", "error_message": "its worker process died repeatedly"}
+        message = "its worker process died repeatedly"
         try:
-            fail(self.store, trial, attempt, sweep=self.projection.name, **cause)
+            fail(self.store, trial, attempt, sweep=self.projection.name, error_type="WorkerDied", error_message=message)
         except (OSError, StoreError) as error:
             self._broken(error)
         self.projection.forget(trial.id)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -139,9 +138,9 @@ class Launch:
             if source.missing(self.sweep.dataset.name):
                 read_data(self.sweep, source)
         self.store.create()
-        if missing:
-            self._take_checkpoints()
         with Lease(self.store, name, self.options.take_over) as lease:
+            if missing:
+                self._take_checkpoints()
             self.worked = True
             self._write_plan()
             publisher = Publisher(Projection(self.store, name))
@@ -235,18 +234,22 @@ class Launch:
         conductor, stop_file = self.conductor, self.store.layout.stop(self.sweep.name)
         end = threading.Event()
         signals: list[int] = []
+        backstop = threading.Timer(DRAIN_S + 1, os._exit, (130,))
+        backstop.daemon = True
 
         def attend() -> None:
             seen, asked = -1, 0.0
             while not end.wait(PUBLISH_S):
+                if signals:
+                    if signals[0] == signal.SIGTERM and not asked:
+                        backstop.start()  # whatever hangs
+                    asked = asked or time.monotonic()
+                    conductor.stop(signal.Signals(signals[0]).name)
+                    if signals[0] == signal.SIGTERM and time.monotonic() - asked > DRAIN_S:
+                        self._leave(publisher, lease)
                 if lease.lost.is_set():
                     conductor.stop("another launch took the store's lease over")
                     continue  # tables and stop file are the new holder's
-                if signals:
-                    conductor.stop(signal.Signals(signals[0]).name)
-                    asked = asked or time.monotonic()
-                    if signals[0] == signal.SIGTERM and time.monotonic() - asked > DRAIN_S:
-                        self._leave(publisher, lease)
                 try:
                     if stop_file.exists():
                         conductor.stop("asked to by `urc-sweep stop`")
@@ -276,18 +279,21 @@ class Launch:
                 signal.signal(number, handler)
             end.set()
             thread.join()
+            backstop.cancel()
             if not lease.lost.is_set():
                 stop_file.unlink(missing_ok=True)
 
     def _leave(self, publisher: Publisher, lease: Lease) -> None:
         """Leave at once, whatever still runs or hangs: what is committed is safe, the private cluster dies with us."""
-        with contextlib.suppress(OSError, StoreError):
-            publisher.publish(stopped=True)
-            self.store.layout.stop(self.sweep.name).unlink(missing_ok=True)
-            lease.__exit__()
         command = self.options.command(self.path)
-        self.on_event(f"left {DRAIN_S:g} s after SIGTERM without waiting for workers; to go on: {command}", None)
-        os._exit(130)
+        try:
+            self.on_event(f"left {DRAIN_S:g} s after SIGTERM without waiting for workers; to go on: {command}", None)
+            if not lease.lost.is_set():
+                publisher.publish(stopped=True)
+                self.store.layout.stop(self.sweep.name).unlink(missing_ok=True)
+                lease.__exit__()
+        finally:
+            os._exit(130)
 
 
 def check_address(address: str) -> None:
@@ -332,10 +338,14 @@ def reopen(store: Store, name: str) -> int:
     """Give a sweep's finally failed trials another round of attempts; return how many there were."""
     projection = Projection(store, name)
     failed = [trial for trial in projection.trials if projection.final_failure(trial.id)]
-    for trial in failed:
-        store.drop_checkpoint(trial.id)  # it may be what failed
-        last = store.failures(trial.id)[-1]
-        fail(store, trial, last["attempt"] + 1, sweep=name, status="reopened", final=False)
+    with Lease(store, name) if failed else contextlib.nullcontext():
+        for trial in failed:
+            store.drop_checkpoint(trial.id)  # it may be what failed
+            last = store.failures(trial.id)[-1]
+            fail(store, trial, last["attempt"] + 1, sweep=name, status="reopened", final=False)
+            projection.forget(trial.id)
+        if failed:
+            Publisher(projection).publish()
     return len(failed)
 
 
@@ -344,13 +354,14 @@ def _log(launch: Launch) -> Iterator[None]:
     """Append every event to the sweep's driver.log as well."""
     said = launch.on_event
     with open(launch.store.layout.driver_log(launch.sweep.name), "a", encoding="utf-8") as file:
-        print(f"{_now()} launch urc-sweep {version('urc-sweep')} {launch.options.command(launch.path)}", file=file)
+        print(f"{now()} launch urc-sweep {version('urc-sweep')} {launch.options.command(launch.path)}", file=file)
 
         def say(event: str, trial: Trial | None) -> None:
             name = "" if trial is None else f" {trial.stage} {trial.id[:12]}"
             with contextlib.suppress(OSError):  # a full disk: whoever writes results there says so
-                print(f"{_now()} {event}{name}", file=file, flush=True)
-            said(event, trial)
+                print(f"{now()} {event}{name}", file=file, flush=True)
+            with contextlib.suppress(OSError, SystemExit):  # rich's answer to a pipe that nobody reads
+                said(event, trial)
 
         launch.on_event = say
         try:
@@ -368,7 +379,3 @@ def git_sha() -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
     return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

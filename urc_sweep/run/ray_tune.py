@@ -19,7 +19,7 @@ from typing import Any
 from urc_sweep.errors import ResourceError
 from urc_sweep.plan.spec import Resources
 from urc_sweep.run.conductor import FINISHED, Conductor
-from urc_sweep.run.job import Job, cpu_count
+from urc_sweep.run.job import Job
 from urc_sweep.store.lease import process
 
 _ENVIRONMENT = {
@@ -70,12 +70,12 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     import ray
 
     # Not in a TMPDIR of somebody's own: the paths of Ray's sockets must be short.
-    short = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
-    _clean(Path(short))
+    _clean(Path("/tmp"))
     prefix = "{}{pid}-{started}-".format(_SCRATCH, **process(os.getpid()))
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=short, ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as scratch:
         # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
-        private = {"address": "local", "num_cpus": cpu_count(), "include_dashboard": False, "_temp_dir": scratch}
+        cpus = len(os.sched_getaffinity(0))
+        private = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
         try:
             ray.init(**({"address": address} if address else private), log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:

@@ -70,14 +70,17 @@ def _lend(store: Store, beside: Store, trial_id: str) -> None:
 
 
 def _compare(was: Record, judged: Record, now: Record, judgement: Record) -> tuple[bool, str]:
-    other = [f"{key} {now[key]} instead of {was[key]}" for key in ("device", "torch_version") if now[key] != was[key]]
+    parts = {"networks": was["artifacts"] == now["artifacts"], "metrics": judged["metrics"] == judgement["metrics"]}
+    parts["curve"] = [point[:4] for point in was["curve"]] == [point[:4] for point in now["curve"]]
+    different = [name for name, same in parts.items() if not same]
+    if not different:
+        return True, "the same bits: " + ", ".join(parts)
+    keys = ("device", "torch_version", "host")
+    other = [f"{key} {now[key]} instead of {was[key]}" for key in keys if now[key] != was[key]]
     if was["device"] != "cpu":
         other.append("a GPU adds up in no fixed order")
     if not other:
-        parts = {"networks": was["artifacts"] == now["artifacts"], "metrics": judged["metrics"] == judgement["metrics"]}
-        parts["curve"] = [point[:4] for point in was["curve"]] == [point[:4] for point in now["curve"]]
-        different = [name for name, same in parts.items() if not same]
-        return not different, f"{' and '.join(different)} differ" if different else "the same bits: " + ", ".join(parts)
+        return False, f"{' and '.join(different)} differ"
     worst, where = max(
         (abs(value - again) / max(abs(value), 1e-6), f"{split} {name} {value:.6g} -> {again:.6g}")
         for split, metrics in judged["metrics"].items()

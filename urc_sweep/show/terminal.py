@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -223,10 +224,9 @@ def status(store: Store, name: str, as_json: bool) -> None:
     projection = Projection(store, name)
     live = (holder_of(store) or {}).get("sweep") == name
     statuses = projection.statuses(published_running(store, name) if live else ())
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
     for trial in projection.trials:
-        row = counts.setdefault(trial.stage, {})
-        row[statuses[trial.id]] = row.get(statuses[trial.id], 0) + 1
+        counts.setdefault(trial.stage, Counter())[statuses[trial.id]] += 1
     if as_json:
         print(json.dumps({"sweep": name, "running": live, "stages": counts}))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import stat
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def collect(store: Store, hours: float, dry_run: bool = False) -> list[tuple[Pat
     """Remove garbage that is older than ``hours``; return it with its sizes. ``StoreError`` while a launch runs."""
     # To look needs no lease, which a read-only store cannot give.
     with contextlib.nullcontext() if dry_run else Lease(store, "store gc"):
-        found = [(path, path.lstat().st_size) for path in garbage(store, time.time() - hours * 3600)]
+        found = garbage(store, time.time() - hours * 3600)
         for path, _ in [] if dry_run else found:
             path.unlink(missing_ok=True)
             if path.parent.parent.name in ("checkpoints", "trials", "curves"):
@@ -30,8 +31,11 @@ def collect(store: Store, hours: float, dry_run: bool = False) -> list[tuple[Pat
     return found
 
 
-def garbage(store: Store, before: float) -> list[Path]:
-    """Return the files last changed before a moment that no record references; refuse if a record is unreadable."""
+def garbage(store: Store, before: float) -> list[tuple[Path, int]]:
+    """Return the files, with sizes, that no record references and that were last changed before a moment.
+
+    Refuses if a record is unreadable.
+    """
     layout = store.layout
     commits, strays = layout.files("commits")
     failures, more = layout.files("failures")
@@ -50,7 +54,13 @@ def garbage(store: Store, before: float) -> list[Path]:
         *(path for path in reversed(layout.files("checkpoints")[0]) if path.parent.name not in live),
         *(path for path in tables if path.parent.name not in sweeps),
     ]
-    return [path for path in found if path.lstat().st_mtime <= before and (path.is_symlink() or not path.is_dir())]
+    old = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            facts = path.lstat()
+            if facts.st_mtime <= before and not stat.S_ISDIR(facts.st_mode):
+                old.append((path, facts.st_size))
+    return old
 
 
 def _references(paths: list[Path]) -> set[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+import stat
 import uuid
 from pathlib import Path
 
@@ -51,14 +54,16 @@ class Layout:
 
     def files(self, kind: str) -> tuple[list[Path], list[Path]]:
         """Return the files under ``commits``, ``failures`` ... that have a right name, and all that have not."""
-        folder = self.root / kind
-        found = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-        right = {
-            p
-            for p in found
-            if _NAMES[kind].fullmatch(p.relative_to(folder).as_posix()) and p.is_file() and not p.is_symlink()
-        }
-        return [path for path in found if path in right], [path for path in found if path not in right]
+        right: list[Path] = []
+        strays: list[Path] = []
+        for place, folders, names in os.walk(self.root / kind):
+            for path in [Path(place, name) for name in (*names, *folders)]:
+                named = _NAMES[kind].fullmatch(path.relative_to(self.root / kind).as_posix())
+                with contextlib.suppress(FileNotFoundError):  # what vanishes meanwhile is nobody's problem
+                    form = path.lstat().st_mode
+                    if not stat.S_ISDIR(form):
+                        (right if named and stat.S_ISREG(form) else strays).append(path)
+        return sorted(right), sorted(strays)
 
     def sweep(self, name: str) -> Path:
         """Return the folder of one sweep; a link out of the store is refused."""

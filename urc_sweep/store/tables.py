@@ -233,15 +233,20 @@ class Publisher:
         if not self.parts or self.tail.num_rows >= ROWS_PER_PART:
             self.parts += 1
             self.tail = CURVES.empty_table()
-        grown = [self.tail]
+        grown: dict[str, pa.Table] = {}
         for trial_id in new:
-            if sum(piece.num_rows for piece in grown) >= ROWS_PER_PART:  # a sweep of trials that others trained
-                self.store.replace(self._path(self.parts), to_bytes(pa.concat_tables(grown)))
-                self.parts, grown = self.parts + 1, []
-            grown.append(curve_table(trial_id, self.projection.curve(trial_id)))
-        self.tail = pa.concat_tables(grown)
-        self.published.update(new)
-        self.store.replace(self._path(self.parts), to_bytes(self.tail))
+            if self.tail.num_rows + sum(piece.num_rows for piece in grown.values()) >= ROWS_PER_PART:
+                self._grow(grown)  # a sweep of trials that others trained
+                self.parts, self.tail, grown = self.parts + 1, CURVES.empty_table(), {}
+            grown[trial_id] = curve_table(trial_id, self.projection.curve(trial_id))
+        self._grow(grown)
+
+    def _grow(self, curves: Mapping[str, pa.Table]) -> None:
+        """Add curves to the last part; they are published once it is written, which a full disk may refuse."""
+        tail = pa.concat_tables([self.tail, *curves.values()])
+        self.store.replace(self._path(self.parts), to_bytes(tail))
+        self.tail = tail
+        self.published.update(curves)
 
     def _adopt(self, path: Path) -> None:
         """Take over a part of an earlier launch, with the curves that its trials have now."""
@@ -318,14 +323,6 @@ def published(path: Path) -> Published:
     """Return what a table says of itself; ``StoreError`` names a damaged one."""
     with _damage(path):
         return _footer(path)[2]
-
-
-def published_source(path: Path) -> str | None:
-    """Return the hash of what a ``trials`` table was made from, ``None`` if it cannot be read."""
-    try:
-        return published(path).source
-    except StoreError:
-        return None
 
 
 def is_current(store: Store, name: str, source: str) -> bool:
