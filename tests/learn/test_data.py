@@ -712,7 +712,7 @@ class Runs:
         ({"split": np.zeros(20, int)}, "split test has no image of class 0; every split needs every class"),
         ({"split": np.full(20, 2)}, "split train has no image of class 0; every split needs every class"),
         ({"split": np.arange(20) % 2}, "split train has no image of class 1; every split needs every class"),
-        (0, "cannot be read: No data left in file"),
+        (0, "cannot be read: File is not a zip file"),
         (-30, "cannot be read: File is not a zip file"),
         (b"no archive at all", "cannot be read: "),
     ],
