@@ -29,7 +29,7 @@ KINDS = {
     "simultaneous launches": (launches.campaign, 50, 0.12, 4),
     "clock jumps": (clocks.campaign, 6, 0.06, 1),
     "full disks": (full_disk.campaign, 10, 0.06, 2),
-    "real Ray": (real_ray.campaign, 20, 0.4, 3),
+    "real Ray": (real_ray.campaign, 20, 0.4, 2),
     "lost nodes": (cluster.campaign, 4, 0.1, 1),
 }
 

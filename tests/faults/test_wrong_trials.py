@@ -48,6 +48,11 @@ sys.exit(Launch(sys.argv[1], Options(sys.argv[2], executor="inline", plugins=(sy
 """
 
 
+def launch(path: str, root: Path, plugin: Path, code: int = 0) -> None:
+    """In a process of its own: a plugin stays in the registry of the process that loads it."""
+    run("launch", path, "--store", str(root), "--executor", "inline", "--plugin", str(plugin), check=code)
+
+
 def test_out_of_memory_splits_the_pack_and_alone_ends_as_oom(tmp_path, sweep_file) -> None:
     """A real limit: four lanes of 2 GB do not fit, one does; 40 GB never do."""
     plugin = tmp_path / "hungry.py"
@@ -72,7 +77,7 @@ def test_out_of_memory_splits_the_pack_and_alone_ends_as_oom(tmp_path, sweep_fil
     assert verify(store)[0] == []
     unlimited = tmp_path / "unlimited"
     only_two = sweep_file(text.replace(", {dim: 3, levels: 2}", ""), name="two.yaml")
-    assert Launch(only_two, Options(str(unlimited), executor="inline", plugins=(str(plugin),))).run() == 0
+    launch(only_two, unlimited, plugin)
     assert results(unlimited).items() <= results(root).items(), "the same bits as with memory enough"
 
 
@@ -110,19 +115,16 @@ class Explosive(Term):
 def test_lanes_go_wrong_and_their_mates_have_the_same_bits(how, status, tmp_path, sweep_file, monkeypatch) -> None:
     """At weight 0 the term is only read, so that two lanes of four explode."""
     plugin = tmp_path / "explosive.py"
-    plugin.write_text(EXPLOSIVE.replace("explosive", f"explosive_{how}"))  # one process knows a name once
+    plugin.write_text(EXPLOSIVE)
     text = small_sweep(epochs=3, lanes=4).split("  universal:")[0]
-    text = text.replace("classification: [0, 0.01]", "classification: [0, 0.01], explosive_HOW: [0, 1.0e-9]")
-    path = sweep_file(text.replace("HOW", how))
+    text = text.replace("classification: [0, 0.01]", "classification: [0, 0.01], explosive: [0, 1.0e-9]")
+    path = sweep_file(text)
 
-    def launch(root: Path, explode: str) -> int:
-        monkeypatch.setenv("EXPLODE", explode)
-        return Launch(path, Options(str(root), executor="inline", plugins=(str(plugin),))).run()
-
-    assert launch(tmp_path / "good", "") == 0
-    assert launch(tmp_path / "bad", how) == 3
+    launch(path, tmp_path / "good", plugin)
+    monkeypatch.setenv("EXPLODE", how)
+    launch(path, tmp_path / "bad", plugin, code=3)
     frame = pd.read_parquet(tmp_path / "bad" / "trials").query("stage == 'end_to_end'")
-    weights = frame["weights"].map(lambda pairs: dict(pairs)[f"explosive_{how}"])
+    weights = frame["weights"].map(lambda pairs: dict(pairs)["explosive"])
     assert set(frame.loc[weights > 0, "status"]) == {status}
     assert set(frame.loc[weights == 0, "status"]) == {"done"}
     assert frame.loc[weights > 0, "mse"].isna().all(), "no metric of a trial that is not done"
@@ -142,9 +144,9 @@ def test_lanes_go_wrong_and_their_mates_have_the_same_bits(how, status, tmp_path
         assert "in __call__" in told
         assert "ArithmeticError: the &lt;b&gt;twentieth&lt;/b&gt; step" in told
     # Opened again and without its cause it trains.
-    monkeypatch.setenv("EXPLODE", "")
+    monkeypatch.delenv("EXPLODE")
     assert "reopened 2 trials" in run("retry", "--store", str(tmp_path / "bad")).stdout
-    assert launch(tmp_path / "bad", "") == 0
+    launch(path, tmp_path / "bad", plugin)
     assert results(tmp_path / "bad") == good
 
 
