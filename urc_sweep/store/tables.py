@@ -309,7 +309,7 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         # As dictionaries, repeated texts cost nothing, however long; what they will cost is summed up first.
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=texts) as file:
-            table = file.read()
+            table = file.read(use_threads=False)  # a pool that still starts threads at exit aborts the process
         if sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks) > MAX_TEXT:
             raise ValueError("more text than any table of ours holds")
         if table.num_rows != footer.num_rows:  # a table without a seal
