@@ -324,7 +324,7 @@ def reproduce(
     options = _options(store, None, plugins, data_root=data_root, offline=offline)
     opened = _open(store)
     sweep, found = terminal.find(opened, trial)
-    same, compared = again(opened, sweep, found, options, lambda event: print(event, file=sys.stderr))
+    same, compared = again(opened, sweep, found, options)
     print(f"{found.id[:12]}: {'reproduced' if same else 'NOT reproduced'}: {compared}")
     raise typer.Exit(0 if same else 1)
 

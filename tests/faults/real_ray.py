@@ -140,15 +140,17 @@ class Bench:
                 return number
         return 0
 
-    def end(self) -> list[int]:
-        """Return the processes that are left ``GONE_S`` after the end, killed."""
+    def end(self) -> list[str]:
+        """Return the command lines of the processes that are left ``GONE_S`` after the end, killed."""
         deadline = time.monotonic() + GONE_S
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
+        names = []
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
+                names.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200])
                 os.kill(pid, signal.SIGKILL)
-        return left
+        return names
 
 
 Strike = Callable[[Bench, "subprocess.Popen[str]", random.Random], list[str]]
@@ -310,3 +312,4 @@ def campaign(card: Card, budget: Budget, seed: int, folder: Path) -> None:
         undisturbed.judge(bench, card, place)
         left = bench.end()
         card.orphans += len(left)
+        card.problems += [f"{place}: left behind: {name}" for name in left]

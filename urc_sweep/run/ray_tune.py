@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _PRIVATE = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # ours runs on this machine: once lost it stays lost
 }
 
-_SCRATCH = "urc-ray-"
+_SCRATCH, _MARK = "urc-ray-", "URC_SWEEP_SCRATCH"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     prefix = "{}{pid}-{started}-".format(_SCRATCH, **process(os.getpid()))
     with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as scratch:
         # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
-        cpus = len(os.sched_getaffinity(0))
+        cpus, os.environ[_MARK] = len(os.sched_getaffinity(0)), scratch
         private = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
         try:
             ray.init(**({"address": address} if address else private), log_to_driver=False, logging_level="error")
@@ -86,6 +86,15 @@ def cluster(address: str | None) -> Iterator[Cluster]:
             yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), scratch)
         finally:
             ray.shutdown()
+            _reap(scratch)
+
+
+def _reap(scratch: str) -> None:
+    """Kill what is left of the private cluster: workers may outlive a raylet that died before them."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{_MARK}={scratch}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _clean(folder: Path) -> None:

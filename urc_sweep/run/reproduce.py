@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 from urc_sweep.errors import SpecError, StoreError
@@ -18,7 +17,7 @@ from urc_sweep.store.commits import Record, Store
 TOLERANCE = 0.02  # relative, of a metric on another device or with other versions
 
 
-def reproduce(store: Store, sweep: str, trial: Trial, options: Options, say: Callable[[str], None]) -> tuple[bool, str]:
+def reproduce(store: Store, sweep: str, trial: Trial, options: Options) -> tuple[bool, str]:
     """Train and evaluate a trial again and return whether it came out the same, and a sentence on what was compared.
 
     On the CPU, with the same torch, networks, curve and metrics must be equal bit for bit. Elsewhere the metrics
@@ -43,19 +42,13 @@ def reproduce(store: Store, sweep: str, trial: Trial, options: Options, say: Cal
         dataset = tuple(parameters_of("dataset", chosen).items())
         gpu = was["device"] != "cpu"
         job = Job(folder, sweep, options.source, dataset, options.absolute_plugins, math.inf, gpu)
-        troubles: list[str] = []
-
-        def emit(event: dict[str, Any]) -> None:
-            if event["event"] == "epoch":
-                say(f"epoch {event['epoch']}")
-            elif event["event"] == "environment":
-                troubles.append(event["reason"])
-
-        execute_pack(job, (trial.id,), (1,), emit)
+        told: list[dict[str, Any]] = []
+        execute_pack(job, (trial.id,), (1,), told.append)
         now, judgement = beside.committed(trial.id), beside.committed(trial.evaluation_id)
         if now is None or judgement is None:
-            failed = [f"{f['error_type']}: {f['error_message']}" for f in beside.failures(trial.id)]
-            raise StoreError(f"trial {trial.id[:12]} was done, but now fails: {'; '.join([*troubles, *failed])}")
+            why = [f"{f['error_type']}: {f['error_message']}" for f in beside.failures(trial.id)]
+            why += [event["reason"] for event in told if "reason" in event]
+            raise StoreError(f"trial {trial.id[:12]} was done, but now fails: {'; '.join(why)}")
     return _compare(was, judged, now, judgement)
 
 
