@@ -1,6 +1,7 @@
 """The line budget: the package must be readable in an afternoon. Comments, docstrings and blank lines are free.
 
-Python and the report's page (HTML, CSS, JS) are counted apart: who reads how a number is made reads no style sheet.
+The core, how a number is made and kept, is counted apart from the room that shows it and from the report's page (HTML,
+CSS, JS): who reads the one need not read the others.
 
 Run: python .ci/budget.py
 """
@@ -9,7 +10,7 @@ import ast
 import sys
 from pathlib import Path
 
-LIMITS = {"Python": 6_000, "page": 1_200}
+LIMITS = {"core": 6_000, "show": 2_000, "page": 1_200}
 FILE_LIMIT = 400
 
 
@@ -30,7 +31,8 @@ def code_lines(path: Path) -> int:
 
 
 def main() -> int:
-    files = {"Python": list(Path("urc_sweep").rglob("*.py"))}
+    shown = list(Path("urc_sweep/show").rglob("*.py"))
+    files = {"core": [path for path in Path("urc_sweep").rglob("*.py") if path not in shown], "show": shown}
     files["page"] = [path for path in Path("urc_sweep").rglob("*") if path.suffix in (".js", ".css", ".html")]
     over = False
     for kind, paths in files.items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,26 @@ def test_scratch_of_killed_launches_is_removed_and_that_of_living_ones_is_not(tm
         (tmp_path / name / "session").mkdir(parents=True)
     _clean(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {mine, "urc-ray-word-5-x", "urc-ray-short", "other"}
+
+
+@pytest.mark.parametrize("word", [b"left", b""])
+def test_the_guard_leaves_no_process_and_no_file_of_a_cluster(word, tmp_path) -> None:
+    """Told that the driver left, it kills what is left at once; when the driver just died, after a grace."""
+    from urc_sweep.run import guard
+
+    scratch = tmp_path / "scratch"
+    (scratch / "session").mkdir(parents=True)
+    others = {"PATH": os.environ["PATH"], guard.MARK: f"{scratch}-2"}
+    marked = subprocess.Popen(["sleep", "60" if word else "1"], env=others | {guard.MARK: str(scratch)})
+    other = subprocess.Popen(["sleep", "60"], env=others)
+    watch = guard.start(str(scratch))
+    time.sleep(0.5)
+    watch.send_signal(signal.SIGTERM)  # as every process of a job gets it
+    time.sleep(0.2)
+    assert watch.poll() is None
+    watch.communicate(word, timeout=20)
+    assert marked.wait(timeout=5) == (-signal.SIGKILL if word else 0)
+    assert other.poll() is None
+    assert not scratch.exists()
+    other.kill()
+    other.wait()

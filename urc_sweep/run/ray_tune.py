@@ -11,13 +11,14 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from urc_sweep.errors import ResourceError
 from urc_sweep.plan.spec import Resources
+from urc_sweep.run import guard
 from urc_sweep.run.conductor import FINISHED, Conductor
 from urc_sweep.run.job import Job
 from urc_sweep.store.lease import process
@@ -36,7 +37,7 @@ _PRIVATE = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # ours runs on this machine: once lost it stays lost
 }
 
-_SCRATCH, _MARK = "urc-ray-", "URC_SWEEP_SCRATCH"
+_SCRATCH = "urc-ray-"
 
 
 @dataclass(frozen=True)
@@ -72,29 +73,23 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     # Not in a TMPDIR of somebody's own: the paths of Ray's sockets must be short.
     _clean(Path("/tmp"))
     prefix = "{}{pid}-{started}-".format(_SCRATCH, **process(os.getpid()))
-    with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
-        cpus, os.environ[_MARK] = len(os.sched_getaffinity(0)), scratch
-        private = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
+    scratch = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+    # "local" is said explicitly: a plain init may attach to a cluster that somebody left running.
+    cpus, os.environ[guard.MARK] = len(os.sched_getaffinity(0)), scratch
+    private = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
+    watch = guard.start(scratch)
+    try:
         try:
             ray.init(**({"address": address} if address else private), log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             place = address or "this machine"
             raise ResourceError(f"Ray: no cluster at {place}: {str(error).splitlines()[0]}") from None
-        try:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), scratch)
-        finally:
-            ray.shutdown()
-            _reap(scratch)
-
-
-def _reap(scratch: str) -> None:
-    """Kill what is left of the private cluster: workers may outlive a raylet that died before them."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if f"{_MARK}={scratch}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), scratch)
+    finally:
+        ray.shutdown()
+        del os.environ[guard.MARK]
+        watch.communicate(b"left")
 
 
 def _clean(folder: Path) -> None:
