@@ -342,9 +342,9 @@ def impatient(original: Any) -> Any:
     """Nobody waits for what it needs."""
 
     def begin(schedule: Schedule, trials: Any, **known: Any) -> None:
+        schedule._ready = lambda trial_id: schedule.state[trial_id] == "waiting"
+        schedule._rank = lambda trials: [trial.id for trial in reversed(trials)]
         original(schedule, trials, **known)
-        schedule.needs = {trial_id: set() for trial_id in schedule.needs}
-        schedule._order.reverse()
 
     return begin
 

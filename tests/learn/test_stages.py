@@ -163,7 +163,7 @@ def test_the_gradient_penalty_against_finite_differences_in_float64() -> None:
     expected = (torch.stack(norms) - 1).square().mean()
     penalty = gradient_penalty(critic, x, x_hat, epsilon)
     assert float(penalty.detach()) == pytest.approx(float(expected), rel=1e-6)
-    parameters = [p for p in critic.parameters() if p.numel() > 1]
+    parameters = [p for p in critic.parameters() if p.ndim > 1]  # biases have no part in the gradient
     gradients = torch.autograd.grad(penalty, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         index = int(gradient.abs().argmax())
@@ -242,11 +242,12 @@ def test_a_moving_batch_norm_changes_the_training_and_leaves_the_encoder_as_it_w
 def test_a_moving_batch_norm_sends_what_the_batch_normalises_to(digits, parent) -> None:
     import copy
 
+    from urc_sweep.learn.engine import Steps
     from urc_sweep.learn.train import _Run
 
     (trial, _) = universal_of(", protocol: {frozen_batchnorm: batch}")
     lane = CompressorLane(trial, digits, {"encoder": parent["encoder"]}, CPU)
-    run = _Run([lane], digits, *[lambda *_: None] * 2, 300.0, lambda: False)
+    run = _Run([lane], digits, Steps(), *[lambda *_: None] * 2, 300.0, lambda: False)
     index = torch.arange(32)
     x = digits.train.pixels(index)
     expected = copy.deepcopy(parent["encoder"]).train()(x)

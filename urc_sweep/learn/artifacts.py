@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from urc_sweep.errors import StoreError
 from urc_sweep.learn.data import Data
+from urc_sweep.learn.engine import allow_tf32
 from urc_sweep.learn.models import blueprint, fast_layout
 from urc_sweep.learn.train import Progress
 from urc_sweep.plan import registry
@@ -93,11 +94,20 @@ def strip(images: Tensor) -> bytes:
 def choose_device(use_gpu: bool) -> tuple[torch.device, str]:
     """Return the device that a pack trains on, and its name for the record."""
     if use_gpu and torch.cuda.is_available():
-        # fp32 means fp32, and the same bits in every pack; TF32 will be a precision of its own.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        allow_tf32(False)
+        # The same bits in every pack.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         return torch.device("cuda"), torch.cuda.get_device_name()
     return torch.device("cpu"), "cpu"
+
+
+def lanes_that_fit(device: torch.device, lanes: int) -> int | None:
+    """Return how many lanes like the pack's just trained have room on its GPU; ``None`` on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.reset_peak_memory_stats(device)
+    return max(1, int(0.9 * total / (peak / lanes)))
 
 
 def torch_version() -> str:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
+from urc_sweep.learn.engine import allow_tf32
 from urc_sweep.learn.models import Channel
 from urc_sweep.learn.train import EVALUATION_BATCH, encode
 from urc_sweep.maths.streams import FIXED_SEED
@@ -105,6 +106,7 @@ def evaluate(
 ) -> dict[str, dict[str, float | None]]:
     """Return every registered metric of ``trial`` on the validation and the test split, by split and name."""
     torch.set_num_threads(trial.setting("train", "threads"))
+    allow_tf32(False)
     for network in networks.values():
         network.eval()
     results: dict[str, dict[str, float | None]] = {}

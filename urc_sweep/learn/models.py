@@ -36,14 +36,14 @@ def build(make: Callable[[], nn.Module], seed: int, name: str) -> nn.Module:
 
 
 def _dense(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.LeakyReLU(SLOPE)]
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.LeakyReLU(SLOPE, inplace=True)]
 
 
 def _up(inputs: int, outputs: int, stride: int = 2) -> list[nn.Module]:
     return [
         nn.ConvTranspose2d(inputs, outputs, 5, stride=stride, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE, inplace=True),
     ]
 
 
@@ -97,7 +97,11 @@ class Compressor:
 def _strided(channels: int, first: int) -> list[nn.Module]:
     """Return three convolutions that halve the image each: channels -> first -> 2 first -> 4 first."""
     sizes = itertools.pairwise((channels, first, 2 * first, 4 * first))
-    return [layer for a, b in sizes for layer in (nn.Conv2d(a, b, 5, stride=2, padding=2), nn.LeakyReLU(SLOPE))]
+    return [
+        layer
+        for a, b in sizes
+        for layer in (nn.Conv2d(a, b, 5, stride=2, padding=2), nn.LeakyReLU(SLOPE, inplace=True))
+    ]
 
 
 @component("model", "paper", version=1, image=(1, 28, 28))
@@ -167,9 +171,9 @@ class Conv64(Compressor):
 def paper_classifier(image: Shape, classes: int) -> nn.Module:
     """The paper's classifier c: x (n, 1, 28, 28) -> logits (n, classes)."""
     return nn.Sequential(
-        *(nn.Conv2d(image[0], 10, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(10, 10, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(160, 100), nn.ReLU(), nn.Linear(100, classes)),
+        *(nn.Conv2d(image[0], 10, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(10, 10, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(160, 100), nn.ReLU(inplace=True), nn.Linear(100, classes)),
     )
 
 
@@ -178,10 +182,17 @@ def vgg6_classifier(image: Shape, classes: int) -> nn.Module:
     """Six convolutions in three blocks, VGG style, for colour and any image size from 8x8 on (Wang et al., RDPC)."""
     sizes, layers = (image[0], 32, 64, 128), list[nn.Module]()
     for a, b in itertools.pairwise(sizes):
-        convolutions = (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+        convolutions = (
+            nn.Conv2d(a, b, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(b, b, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
         layers += [*convolutions, nn.MaxPool2d(2)]
     features = sizes[-1] * (image[1] // 8) * (image[2] // 8)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(features, 128), nn.ReLU(inplace=True), nn.Linear(128, classes)
+    )
 
 
 @component("classifier", "mlp", version=1)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from urc_sweep.learn.gradients import is_piecewise_linear, piecewise_linear_penalty
 from urc_sweep.plan import registry
 from urc_sweep.plan.registry import component
 
@@ -61,7 +62,7 @@ class Classification(Term):
         return F.cross_entropy(self.networks[f"classifier.{self.label}"](batch.x_hat), batch.labels[self.label])
 
 
-@component("term", "perception", version=1, symbol="lambda_p", trains=("critic",))
+@component("term", "perception", version=2, symbol="lambda_p", trains=("critic",))
 class Perception(Term):
     """-mean h(x_hat): what encoder and decoder see of W1(p_X, p_Xhat) through the WGAN-GP critic h."""
 
@@ -105,7 +106,10 @@ def gradient_penalty(critic: nn.Module, x: Tensor, x_hat: Tensor, epsilon: Tenso
     Gulrajani et al. 2017, eq. 3; differentiable in the critic's parameters.
     """
     mix = epsilon.reshape(-1, 1, 1, 1)
-    between = (mix * x + (1 - mix) * x_hat).detach().requires_grad_()
+    between = (mix * x + (1 - mix) * x_hat).detach()
+    if is_piecewise_linear(critic):
+        return piecewise_linear_penalty(critic, between)
+    between.requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty

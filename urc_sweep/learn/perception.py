@@ -65,7 +65,7 @@ def training_critic_gap(view: View) -> Values:
     return {"critic_gap": float(real.mean() - fake.mean()), "critic_gap_floor": float(floor)}
 
 
-@component("metric", "fresh_critic_gap", version=1, terms=("perception",))
+@component("metric", "fresh_critic_gap", version=2, terms=("perception",))
 def fresh_critic_gap(view: View) -> Values:
     """``fresh_critic_gap``: the gap of a new critic, trained for a fixed budget on this model's training images.
 

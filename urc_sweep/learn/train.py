@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
+from urc_sweep.learn.engine import Precision, Steps, allow_tf32, keep_memory, steps_on
 from urc_sweep.learn.models import Channel, blueprint, build, channel_of, fast_layout, tensors_of
 from urc_sweep.learn.objectives import Batch, Objective, critic_gap, gradient_penalty
 from urc_sweep.maths.streams import FIXED_SEED, stream
@@ -116,9 +117,12 @@ class Lane:
         for name, rate in RATES.items():
             own = [m for role, m in self.modules.items() if role.startswith("critic") == (name == "adam_critic")]
             if parameters := [p for module in own for p in module.parameters()]:
-                # Fused: one pass over the parameters instead of one per operation.
-                adam = torch.optim.Adam(parameters, lr=self.trial.setting("train", rate), betas=betas, fused=True)
-                self.optimizers[name] = adam
+                settings = {"lr": self.trial.setting("train", rate), "betas": betas}
+                # Fused: one pass over the parameters instead of one per operation. Capturable: its step count is on
+                # the device, where a captured step can raise it.
+                on_gpu = self.device.type == "cuda"
+                self.optimizers[name] = torch.optim.Adam(parameters, fused=True, capturable=on_gpu, **settings)
+        self.precision = Precision(self.trial.setting("train", "precision"), self.device)
 
     def begin(self, epoch: int) -> None:
         """Make ready for an epoch: training mode, and the learning rates of this epoch."""
@@ -131,9 +135,21 @@ class Lane:
         """Return the values to record, the one to minimise under ``loss``."""
         raise NotImplementedError
 
+    @property
+    def phase(self) -> str:
+        """What the next step trains: ``all``; with a critic ``generator`` or ``critic``; ``none`` of them."""
+        return "all"
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """Every number that a step holds as a number and not as a tensor, and that may change along a training."""
+        return tuple(group["lr"] for adam in self.optimizers.values() for group in adam.param_groups)
+
     def step(self, inputs: Inputs) -> None:
         """Do one optimizer step and add the batch to the epoch's running sums."""
-        self.descend("adam", self.losses(inputs), "loss", len(inputs.x))
+        with self.precision.casting():
+            values = self.losses(inputs)
+        self.descend("adam", values, "loss", len(inputs.x))
 
     def descend(self, optimizer: str, values: Mapping[str, Tensor], loss: str, n: int) -> None:
         self.optimizers[optimizer].zero_grad(set_to_none=True)
@@ -143,15 +159,18 @@ class Lane:
 
     def add(self, values: Mapping[str, Tensor], n: int) -> None:
         for name, value in values.items():
-            term = torch.stack([value.detach().double() * n, torch.tensor(n, dtype=torch.float64, device=self.device)])
-            self.sums[name] = self.sums[name] + term if name in self.sums else term
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(2, dtype=torch.float64, device=self.device)
+            self.sums[name][0] += value.detach().double() * n  # in place: a captured step writes there
+            self.sums[name][1] += n
 
     def read(self, epoch: int, split: str) -> None:
         """Turn the running sums, each of the images that it has seen, into points of the curve."""
         for name in sorted(self.sums):
             total, n = self.sums[name].tolist()
-            self.curve.append((epoch, split, name, total / n, self.seconds))
-        self.sums = {}
+            if n:
+                self.curve.append((epoch, split, name, total / n, self.seconds))
+            self.sums[name].zero_()
 
     def mode(self, training: bool) -> None:
         for module in self.modules.values():
@@ -238,10 +257,12 @@ class CompressorLane(Lane):
     def reconstruct(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return x_hat of every decoder, by its suffix."""
         assert inputs.u is not None
-        own = [self.modules[role](inputs.x) for role in ("encoder", "encoder2") if role in self.modules]
+        with torch.autocast(self.device.type, enabled=False):  # a rounded code would fall into other cells
+            own = [self.modules[role](inputs.x) for role in ("encoder", "encoder2") if role in self.modules]
         code = torch.cat([*([] if inputs.code is None else [inputs.code]), *own], dim=1)
         return {
-            suffix: self.channel.decode(self.modules["decoder" + suffix], code, inputs.u) for suffix in self.objectives
+            suffix: self.channel.decode(self.modules["decoder" + suffix], code, inputs.u).to(inputs.x.dtype)
+            for suffix in self.objectives
         }
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -251,20 +272,29 @@ class CompressorLane(Lane):
             values |= {name + suffix: value for name, value in found.items()}
         return values if "loss" in values else values | {"loss": sum_of(values[f"loss{s}"] for s in self.objectives)}
 
+    @property
+    def phase(self) -> str:
+        if "adam_critic" in self.optimizers:
+            generator = self.step_index % (1 + self.trial.setting("protocol", "n_critic")) == 1
+            return "generator" if generator else "critic"
+        every = self.trial.setting("protocol", "generator_every")
+        return "all" if self.step_index % every == every - 1 else "none"
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        weights = (weight for objective in self.objectives.values() for weight in objective.weights.values())
+        return (*super().constants, *weights)
+
     def step(self, inputs: Inputs) -> None:
-        if "adam_critic" not in self.optimizers:
-            every = self.trial.setting("protocol", "generator_every")
-            if self.step_index % every == every - 1:
-                super().step(inputs)
-            return
-        generator = self.step_index % (1 + self.trial.setting("protocol", "n_critic")) == 1
         for role in self.modules:
             if role.startswith("critic"):
-                self.modules[role].requires_grad_(not generator)
-        if generator:
+                self.modules[role].requires_grad_(self.phase == "critic")
+        if self.phase == "critic":
+            with self.precision.casting():
+                values = self.critic_losses(inputs)
+            self.descend("adam_critic", values, "critic_loss", len(inputs.x))
+        elif self.phase != "none":
             super().step(inputs)
-        else:
-            self.descend("adam_critic", self.critic_losses(inputs), "critic_loss", len(inputs.x))
 
     def critic_losses(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return what the critics minimise, under ``critic_loss``: 10 * gradient penalty - gap, summed over critics."""
@@ -313,21 +343,25 @@ def train_pack(
     on_checkpoint: Callable[[str, Progress], None] = lambda trial_id, progress: None,
     checkpoint_seconds: float = 300.0,
     should_stop: Callable[[], bool] = lambda: False,
+    steps: Steps | None = None,
 ) -> list[Outcome]:
     """Train a pack and return one outcome per trial, in order.
 
     ``frozen`` holds networks in evaluation mode by role: ``classifier``, and ``encoder`` where that is not trained;
     ``initial`` the weights that a role begins with, where they are not random.
     Checkpoints are taken at the first epoch boundary ``checkpoint_seconds`` after the last, and after the current
-    step once ``should_stop`` says so; then ``Interrupted`` is raised.
+    step once ``should_stop`` says so; then ``Interrupted`` is raised. ``steps`` executes them, by default as suits the
+    device.
     """
+    keep_memory()
     torch.set_num_threads(trials[0].setting("train", "threads"))
+    allow_tf32(trials[0].setting("train", "precision") == "tf32")
     kind = ClassifierLane if trials[0].stage == "classifier" else CompressorLane
     lanes: list[Lane] = [kind(trial, data, frozen, device, initial or {}) for trial in trials]
     for lane in lanes:
         if resume and lane.trial.id in resume:
             lane.load(resume[lane.trial.id])
-    run = _Run(lanes, data, on_epoch, on_checkpoint, checkpoint_seconds, should_stop)
+    run = _Run(lanes, data, steps or steps_on(device), on_epoch, on_checkpoint, checkpoint_seconds, should_stop)
     first = min(lane.epoch for lane in lanes)
     for epoch in range(first, trials[0].setting("train", "epochs")):
         run.epoch(epoch)
@@ -356,12 +390,14 @@ def _ending(lane: Lane) -> Iterator[None]:
 class _Run:
     lanes: list[Lane]
     data: Data
+    steps: Steps
     on_epoch: Callable[[Lane], None]
     on_checkpoint: Callable[[str, Progress], None]
     checkpoint_seconds: float
     should_stop: Callable[[], bool]
     checkpointed: float = field(default_factory=time.monotonic)
     codes: Tensor | None = None
+    validation_codes: Tensor | None = None
     moving: nn.Module | None = None
 
     def __post_init__(self) -> None:
@@ -394,6 +430,9 @@ class _Run:
                 self.step(
                     active, order[part], None if u is None else u[part], None if epsilon is None else epsilon[part]
                 )
+        began = time.perf_counter()
+        self.steps.wait()
+        self.spend(members, began)
         for lane in members:
             if lane.ended is None:
                 self.finish_epoch(lane, epoch)
@@ -402,19 +441,30 @@ class _Run:
 
     def step(self, active: list[Lane], index: Tensor, u: Tensor | None, epsilon: Tensor | None) -> None:
         began = time.perf_counter()
-        x = self.data.train.pixels(index)
-        labels = {name: values[index] for name, values in self.data.train.label_sets.items()}
-        inputs = Inputs(x, labels, u, self.code_of(x, index), epsilon)
+        if active[0].phase != "none":
+            key = (len(index), active[0].phase, *((lane.trial.id, lane.constants) for lane in active))
+            self.steps.run(key, (index, u, epsilon), lambda *drawn: self.body(active, *drawn))
         for lane in active:
-            with _ending(lane):
-                lane.step(inputs)
             lane.step_index += 1
-        spent = time.perf_counter() - began
-        for lane in active:
-            lane.seconds += spent / len(active)
+        self.spend(active, began)
         if self.should_stop():
             self.checkpoint()
             raise Interrupted
+
+    def body(self, active: list[Lane], index: Tensor, u: Tensor | None, epsilon: Tensor | None) -> None:
+        """Do the step of every lane on the same batch."""
+        x = self.data.train.pixels(index)
+        labels = {name: values[index] for name, values in self.data.train.label_sets.items()}
+        inputs = Inputs(x, labels, u, self.code_of(x, index), epsilon)
+        with self.steps.branches() as branch:
+            for number, lane in enumerate(active):
+                # Nothing is executed while a step is captured, so nothing that happens then is the lane's end.
+                with branch(number), nullcontext() if self.steps.capturing else _ending(lane):
+                    lane.step(inputs)
+
+    def spend(self, lanes: list[Lane], began: float) -> None:
+        for lane in lanes:
+            lane.seconds += (time.perf_counter() - began) / len(lanes)
 
     @torch.no_grad()
     def code_of(self, x: Tensor, index: Tensor) -> Tensor | None:
@@ -425,7 +475,7 @@ class _Run:
 
     def finish_epoch(self, lane: Lane, epoch: int) -> None:
         finite = all(bool(value.isfinite().all()) for value in lane.sums.values())
-        trained = "loss" in lane.sums
+        trained = "loss" in lane.sums and bool(lane.sums["loss"][1] > 0)
         lane.read(epoch + 1, "train")
         lane.epoch, lane.step_index = epoch + 1, 0
         epochs = lane.trial.setting("train", "epochs")
@@ -444,7 +494,9 @@ class _Run:
         u = self.dither(FIXED_SEED, "dither.validation", len(split), 0)
         code = None
         if self.channel is not None and "encoder" in lane.frozen:
-            code = self.channel.keep(encode(lane.frozen["encoder"], split))
+            if self.validation_codes is None:
+                self.validation_codes = self.channel.keep(encode(lane.frozen["encoder"], split))
+            code = self.validation_codes
         lane.mode(training=False)
         for i in range(0, len(split), EVALUATION_BATCH):
             part = slice(i, i + EVALUATION_BATCH)

@@ -98,7 +98,9 @@ class Train(Section):
     decay_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field([2 / 3], description="fractions of the epochs")
     critic_learning_rate: float = Field(2e-4, gt=0, le=10)
     gradient_penalty: float = Field(10.0, ge=0, le=1e6, description="weight of the critic's (WGAN-GP)")
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of convolutions and matrix products in training; classifiers are fp32 unless they say so"
+    )
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of one trial; part of its id")
 
 
@@ -539,7 +541,9 @@ def train_of(sweep: Sweep, settings: Stage) -> Train:
     """
     base = sweep.train
     if isinstance(settings, Classifier):
-        base = base.model_copy(update={"learning_rate": 1e-3, "betas": [0.9, 0.999], "decay_at": []})
+        base = base.model_copy(
+            update={"learning_rate": 1e-3, "betas": [0.9, 0.999], "decay_at": [], "precision": "fp32"}
+        )
     train: Train = _overlay(base, settings.train)
     return train
 

@@ -48,7 +48,7 @@ class Conductor:
         """Return the next pack's config, ``FINISHED``, or ``None`` while everything left waits for live packs."""
         with self.lock:
             hours, most = self.budget.hours, self.budget.trials
-            left = None if most is None else max(0, most - sum(self.schedule.attempts.values()))
+            left = None if most is None else max(0, most - self.schedule.handed_out)
             if hours is not None and time.monotonic() - self.began > hours * 3600:
                 self.stop(f"the budget of {hours:g} hours is used up")
             if self.stopping or self.schedule.settled:
@@ -76,6 +76,8 @@ class Conductor:
                 self.stop("asked to by `urc-sweep stop`")
             elif result.get("event") == "epoch":
                 self.epochs[result["trial"]] = (int(result["epoch"]), float(result["seconds"]))
+            elif result.get("event") == "fits":
+                self.schedule.fits(str(result["stage"]), int(result["lanes"]))
             elif handle in self.packs:
                 self._read(self.packs[handle])
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from urc_sweep.learn.artifacts import choose_device
 from urc_sweep.run.conductor import FINISHED, Conductor
 from urc_sweep.run.job import Job
 from urc_sweep.run.worker import execute_pack
+
+
+def has_gpu() -> bool:
+    """Return whether this process would train on a GPU."""
+    return choose_device(True)[0].type == "cuda"
 
 
 def run(conductor: Conductor, job: Job) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -108,14 +108,17 @@ class Launch:
         statuses = self.schedule().state
         return [trial for trial in self.trials if statuses[trial.id] == "waiting"]
 
-    def schedule(self, lanes: Callable[[str], int] = lambda stage: 1) -> Schedule:
+    def schedule(
+        self, lanes: Callable[[str], int] = lambda stage: 1, automatic: Container[str] = (), slots: int = 1
+    ) -> Schedule:
         """Return the schedule as commits and failures leave it."""
         trained = {t.id for t in self.trials if self.store.committed(t.id)}
         done = {t.id for t in self.trials if t.id in trained and self.store.committed(t.evaluation_id)}
         failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in done}
         failed = {trial_id: f[-1]["status"] for trial_id, f in failures.items() if f and f[-1]["final"]}
         attempted = {trial_id: f[-1]["attempt"] for trial_id, f in failures.items() if f}
-        return Schedule(self.trials, trained=trained, done=done, failed=failed, attempted=attempted, lanes=lanes)
+        known: dict[str, Any] = {"trained": trained, "done": done, "failed": failed, "attempted": attempted}
+        return Schedule(self.trials, **known, lanes=lanes, automatic=automatic, slots=slots)
 
     @property
     def exit_code(self) -> int:
@@ -202,25 +205,29 @@ class Launch:
         resources = {stage: spec.resources_of(sweep, stage) for stage in {trial.stage for trial in self.trials}}
         self.store.layout.stop(sweep.name).unlink(missing_ok=True)
         with _log(self), contextlib.ExitStack() as stack:
-            cluster, use_gpu = None, sweep.resources.gpus != 0
+            cluster, use_gpu = None, any(need.gpus != 0 for need in resources.values())
             if options.executor == "ray":
                 self.on_event(f"joining {options.address}" if options.address else "starting Ray", None)
                 cluster = stack.enter_context(ray_tune.cluster(options.address))
                 use_gpu = any(cluster.gpus_of(need) > 0 for need in resources.values())
-            automatic = LANES_ON_GPU if cluster and use_gpu else 1
-            lanes = {stage: automatic if need.lanes == "auto" else int(need.lanes) for stage, need in resources.items()}
+            else:
+                from urc_sweep.run import inline  # brings torch
+
+                use_gpu = use_gpu and inline.has_gpu()
+            most = LANES_ON_GPU if use_gpu else 1
+            automatic = {stage for stage, need in resources.items() if need.lanes == "auto"}
+            lanes = {stage: most if need.lanes == "auto" else int(need.lanes) for stage, need in resources.items()}
+            slots = cluster.at_once(resources.values(), options.max_concurrent) if cluster else 1
             root = str(self.store.root.resolve())  # workers have another working directory
             dataset = tuple(spec.parameters_of("dataset", sweep.dataset).items())
             seconds = sweep.resources.checkpoint_minutes * 60
             job = Job(root, sweep.name, options.source, dataset, options.absolute_plugins, seconds, use_gpu, git_sha())
-            schedule = self.schedule(lanes.__getitem__)
+            schedule = self.schedule(lanes.__getitem__, automatic, slots)
             self.conductor = Conductor(publisher.projection, schedule, self.on_event, sweep.budget)
             stack.enter_context(self._attended(publisher, lease))
             if cluster:
                 ray_tune.run(self.conductor, job, cluster, resources, options.max_concurrent)
             else:
-                from urc_sweep.run import inline  # brings torch
-
                 inline.run(self.conductor, job)
         self.stopped = self.conductor.stopping
         if lease.lost.is_set():

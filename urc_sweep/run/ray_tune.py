@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,11 @@ class Cluster:
             have = ", ".join(f"{c:g} and {g:g}" for c, g in self.nodes)
             raise ResourceError(f"a pack needs {resources.cpus} CPUs and {gpus:g} GPUs on one node; nodes have {have}")
         return slots
+
+    def at_once(self, needs: Iterable[Resources], limit: int | None) -> int:
+        """Return how many packs run at a time, at most."""
+        slots = max(map(self.slots, needs))
+        return min(slots, limit or slots)
 
     def gpus_of(self, resources: Resources) -> float:
         """Return the GPUs of one pack: with ``auto`` one where there are any."""
@@ -157,13 +162,12 @@ def run(
         stage: tune.PlacementGroupFactory([{"CPU": need.cpus, "GPU": offered.gpus_of(need)}])
         for stage, need in resources.items()
     }
-    slots = max(offered.slots(need) for need in resources.values())
     tune.Tuner(
         tune.with_resources(PackTrainable, lambda config: reserve[config["stage"]]),
         tune_config=tune.TuneConfig(
             search_alg=PlanSearcher(conductor),
             num_samples=-1,
-            max_concurrent_trials=min(slots, max_concurrent or slots),
+            max_concurrent_trials=offered.at_once(resources.values(), max_concurrent),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),

