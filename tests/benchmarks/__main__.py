@@ -1,91 +1,67 @@
-"""What the tricks of a CPU training step gain: each against the plain way, pair by pair, as ratios.
+"""Every figure about speed and size, measured side by side in one run, as ratios where there is a counterpart.
 
-Run on an idle machine: python -m tests.benchmarks
+On an idle machine: python -m tests.benchmarks [--quick] [--only loops,tricks,jobs,orchestration,tables] [-o FILE]
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
+import datetime
+import importlib
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-import torch
-from torch import nn
-
-from urc_sweep.learn import data, models, train
-from urc_sweep.plan import registry, spec
-from urc_sweep.plan.expand import expand
-from urc_sweep.plan.source import Source
-from urc_sweep.plan.trials import Trial
-
-ROUNDS, STEPS = 7, 10
-SWEEP = """
-name: benchmark
-dataset: {{name: digits}}
-model: {{name: paper, width: {width}}}
-rates: [{{dim: 3, levels: 3}}]
-stages: {{end_to_end: {{objective: {{distortion: 1.0, classification: 0.005}}}}}}
-"""
+PARTS = ("loops", "tricks", "jobs", "orchestration", "tables")
+PACKAGES = ("urc-sweep", "torch", "ray", "pyarrow", "pandas", "plotly")
 
 
-def lane(width: float) -> train.CompressorLane:
-    """Return a training lane with both terms, as a sweep would run it."""
-    digits = data.load("digits", {}, Source(offline=True))
-    trial: Trial = expand(spec.parse(SWEEP.format(width=width)))[-1]
-    judge = registry.find("classifier", "paper").load()(digits.image, 10).eval().requires_grad_(False)
-    judge = models.fast_layout(judge, torch.device("cpu"))
-    return train.CompressorLane(trial, digits, {"classifier": judge}, torch.device("cpu"))
+def machine() -> str:
+    """Return what the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # a machine for the loops alone
+            continue
+    cores = len(os.sched_getaffinity(0))
+    head = f"{cores} cores of {model[0] if model else platform.machine()}, {memory:.0f} GiB, {platform.system()}"
+    import torch
 
-
-def plain_layout(one: train.CompressorLane) -> None:
-    one.modules["decoder"].to(memory_format=torch.contiguous_format)
-
-
-def plain_last_layer(one: train.CompressorLane) -> None:
-    decoder = one.modules["decoder"]
-    ours = decoder[-2]
-    decoder[-2] = nn.ConvTranspose2d(ours.in_channels, 1, ours.kernel_size[0]).to(memory_format=torch.channels_last)
-    unfused(one, fused=True)
-
-
-def unfused(one: train.CompressorLane, fused: bool = False) -> None:
-    parameters = [p for module in one.modules.values() for p in module.parameters()]
-    one.optimizers["adam"] = torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.9), fused=fused)
-
-
-def step_ms(one: train.CompressorLane) -> float:
-    """Return milliseconds per training step of 64 images."""
-    labels = {"digit": one.data.train.labels[:64]}
-    inputs = train.Inputs(one.data.train.pixels(slice(0, 64)), labels, u=torch.zeros(64, 3))
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        one.step(inputs)
-    return (time.perf_counter() - began) / STEPS * 1e3
-
-
-def compare(name: str, width: float, undo: Callable[[train.CompressorLane], None]) -> None:
-    """Print the plain way's time over ours, the median of interleaved pairs."""
-    ours, plain = lane(width), lane(width)
-    plain.modules = copy.deepcopy(plain.modules)
-    unfused(plain, fused=True)
-    undo(plain)
-    for one in (ours, plain):
-        step_ms(one)
-    pairs = [(step_ms(plain), step_ms(ours)) for _ in range(ROUNDS)]
-    ratio = statistics.median(a / b for a, b in pairs)
-    before, after = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{name:34} width {width:<5g} {before:7.1f} ms -> {after:6.1f} ms   {ratio:.2f}x")
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{head} {platform.release()}{gpu}; Python {platform.python_version()}, {', '.join(found)}"
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
-    for width in (0.25, 1.0):
-        compare("channels_last decoder", width, plain_layout)
-        compare("last layer as GEMM and fold", width, plain_last_layer)
-        compare("fused Adam", width, unfused)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows: whether it works, not how fast")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("-o", "--output", type=Path, help="also write the tables there, as Markdown")
+    options = parser.parse_args()
+    if wrong := sorted({*options.only.split(",")} - {*PARTS}):
+        parser.error(f"--only {wrong[0]}: choices: {', '.join(PARTS)}")
+    lines: list[str] = []
+
+    def say(line: str = "") -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    say(f"# Benchmarks, {datetime.date.today().isoformat()}\n")
+    say(f"`python -m tests.benchmarks {' '.join(sys.argv[1:])}`\n")
+    say(machine())
+    for part in options.only.split(","):
+        module = importlib.import_module(f"tests.benchmarks.{part}")
+        say(f"\n## {part}\n\n{module.__doc__.strip()}\n\n| measured | value |\n|---|---|")
+        for name, value in module.measure(options.quick):
+            say(f"| {name} | {value.strip()} |")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ SWEEP = """
 name: benchmark
 dataset: {{name: digits}}
 rates: [{{dim: 3, levels: 3}}]
-train: {{epochs: 100000, precision: {precision}}}
+train: {{epochs: 100000, precision: {precision}, threads: {threads}}}
 stages:
   classifier: {{train: {{epochs: 100000}}}}
   end_to_end: {{objective: {{{terms}}}}}
@@ -151,9 +151,12 @@ def naive_classifier(device: torch.device) -> Iterator[None]:
 
 def ours(terms: tuple[str, ...], stage: str, device: torch.device, precision: str, lanes: int, each: Callable) -> None:
     """Train through the training room itself; ``each`` is called after every step and says whether to stop."""
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads() if precision == "threaded" else 1
+    if precision == "forgetful":
+        train.keep_memory = lambda: None
+    precision = precision if precision in ("tf32", "bf16") else "fp32"
     objective = ", ".join(f"{term}: {WEIGHTS[term]}" for term in terms)
-    planned = expand(spec.parse(SWEEP.format(terms=objective, precision=precision)))
+    planned = expand(spec.parse(SWEEP.format(terms=objective, precision=precision, threads=threads)))
     trial = next(trial for trial in planned if trial.stage == stage)
     frozen = {role: network.eval().requires_grad_(False) for role, network in networks(device).items()}
     needed = {role: frozen[role] for role in ("classifier", "encoder") if role in trial.needs}

@@ -32,6 +32,7 @@ def published_source(path):
         return published(path).source
     return None
 
+
 DESIGN = """
 trial_id stage parent_id classifier_id heldout_classifier_id encoder_sha256 decoder_sha256 samples_sha256 dataset model
 width protocol precision dim levels rate_bits seed lambda_d lambda_c lambda_p parent_lambda_c parent_lambda_p status
@@ -179,6 +180,38 @@ def test_tables_rebuilt_from_commits_are_the_published_ones(study):
     shutil.rmtree(study.store.root / "curves")
     study.publish()
     assert (rows(study), points(study)) == before
+
+
+def test_a_launch_makes_only_the_rows_anew_that_changed(study, monkeypatch):
+    made, row = [], Projection._row
+    publisher = Publisher(study.launch().projection())
+    judges, (first, second), (third, fourth) = map(study.of_stage, ("classifier", "end_to_end", "universal"))
+    monkeypatch.setattr(Projection, "_row", lambda own, trial, *rest: made.append(trial) or row(own, trial, *rest))
+
+    def published_again(*changed, **how):
+        publisher.publish(**how)
+        assert made == list(changed)
+        table = pq.read_table(publisher.store.layout.trials_table(study.name), partitioning=None)
+        every = study.projection()
+        expected = every.rows(every.statuses(**how))
+        assert table.equals(pa.Table.from_pylist(expected, TRIALS))
+        made.clear()
+
+    published_again(*study.trials)
+    published_again()
+    study.finish(*judges)
+    published_again(*judges)
+    published_again(first, second, running=(first.id, second.id))
+    study.train(first)
+    published_again(first, running=(first.id, second.id))  # trained, not yet evaluated
+    study.fail(second, final=False)
+    published_again(running=(first.id, second.id))
+    study.fail(second, status="diverged", attempt=2)
+    publisher.projection.forget(second.id)
+    published_again(second, running=(first.id, second.id))
+    study.finish(first)
+    published_again(first, second, third, fourth)  # both decoders need the diverged encoder
+    published_again(stopped=True)
 
 
 def test_the_source_of_a_table_changes_with_what_it_is_made_from(study):

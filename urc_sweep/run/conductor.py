@@ -79,7 +79,7 @@ class Conductor:
             elif result.get("event") == "fits":
                 self.schedule.fits(str(result["stage"]), int(result["lanes"]))
             elif handle in self.packs:
-                self._read(self.packs[handle])
+                self._read(self.packs[handle], result.get("trial"))
 
     def on_complete(self, handle: str, crashed: bool) -> None:
         """Note that a worker returned, or died."""
@@ -124,10 +124,11 @@ class Conductor:
         self.error = self.error or (error if isinstance(error, StoreError) else StoreError(f"the store: {error}"))
         self.stop(str(error))
 
-    def _read(self, pack: Pack) -> None:
-        """Bring the schedule up to the commits and failures of one pack."""
+    def _read(self, pack: Pack, only: str | None = None) -> None:
+        """Bring the schedule up to the commits and failures of one pack, or of the ``only`` trial that is named."""
         self.changes += 1
-        running = [self.schedule.trials[t] for t in pack.trials if self.schedule.state[t] == "running"]
+        asked = [t for t in pack.trials if only in (None, t)]
+        running = [self.schedule.trials[t] for t in asked if self.schedule.state[t] == "running"]
         try:
             for trial in running:
                 self.projection.forget(trial.id)

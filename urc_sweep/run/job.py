@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,17 @@ class Job:
     checkpoint_seconds: float = 300.0
     use_gpu: bool = False
     git_sha: str | None = None
+
+
+def planned(store: Store, name: str) -> dict[str, Trial]:
+    """Return the trials of a sweep's plan by id; a worker reads it once, not once per pack, until it is replaced."""
+    facts = store.layout.generation(name, 0).stat()
+    return _planned(str(store.root), name, (facts.st_ino, facts.st_mtime_ns, facts.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _planned(root: str, name: str, mark: tuple[int, int, int]) -> dict[str, Trial]:
+    return {value["id"]: Trial.from_json(value) for value in Store(root).generation(name)["trials"]}
 
 
 def fail(store: Store, trial: Trial, attempt: int, /, **record: Any) -> None:

@@ -22,7 +22,7 @@ from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, out_of_m
 from urc_sweep.maths.ids import content_id
 from urc_sweep.plan import registry
 from urc_sweep.plan.trials import Trial, evaluation_inputs
-from urc_sweep.run.job import Job, fail, leaving, now
+from urc_sweep.run.job import Job, fail, leaving, now, planned
 from urc_sweep.store.commits import Record, Store
 
 NETWORK, IMAGE = ".safetensors", ".png"
@@ -211,8 +211,8 @@ class Shift:
 def execute_pack(job: Job, trial_ids: tuple[str, ...], attempts: tuple[int, ...], emit: Emit) -> None:
     """Bring the trials of one pack to their commits, or record why not. Raises only what is not a trial's own fault."""
     store = Store(job.root)
-    planned = {value["id"]: value for value in store.generation(job.sweep)["trials"]}
-    trials = [Trial.from_json(planned[trial_id]) for trial_id in trial_ids]
+    every = planned(store, job.sweep)
+    trials = [every[trial_id] for trial_id in trial_ids]
     numbers = dict(zip(trial_ids, attempts, strict=True))
     try:
         registry.load_plugins(job.plugins)

@@ -32,6 +32,9 @@ UNIVERSAL = ("universal", "joint_decoder")
 ENCODED = ["stage", "parent_stage", "parent_variant", *ENCODER]
 BASE = [*RATE, *ENCODED, "variant"]
 FRONT_AXES = ["mse", "cross_entropy"]
+# What is read of a point: fronts are cut out by the hundred, at a price for each column that the table has.
+_READ = [*BASE, *WEIGHTS, *REFERENCE, *FRONT_AXES, "val_mse", "val_cross_entropy", "mse_centroid"]
+_READ += ["parent_mse_centroid", "trial_id", "parent_id", "seed", "on_front"]
 COMPARED = ["mse", "cross_entropy", "accuracy", "sliced_w2"]
 ASKED = "lambda scale", "batch norm", "encoder optimisation: gradient", "encoder optimisation: epochs", "universality"
 SCALE, BATCH_NORM, GRADIENT, EPOCHS, UNIVERSALITY = ASKED
@@ -218,7 +221,8 @@ def _points(trials: pd.DataFrame, at: str) -> pd.DataFrame:
     if at not in CONSTRAINTS:
         raise SpecError(f"--at {at}: {choices(at, CONSTRAINTS)}")
     points = fronts(trials)
-    points = points[points[CONSTRAINTS[at]].notna() & ~points["worse_than_rate0"]].copy()
+    read = list(dict.fromkeys([*_READ, f"val_{at}"]))
+    points = points.loc[points[CONSTRAINTS[at]].notna() & ~points["worse_than_rate0"], read].copy()
     told = {name: _settings(text) for name, text in trials[["trial_id", "config_json"]].fillna("{}").to_numpy()}
     own = [told[trial] for trial in points["trial_id"]]
     points[["epochs", "gradient", "batchnorm", "rest"]] = pd.DataFrame(own, columns=range(4), index=points.index)
@@ -272,8 +276,10 @@ def _pairs(trials: pd.DataFrame, at: str) -> pd.DataFrame:
     for _, own, decoders in _matched(_points(trials, at)):
         first = dict(decoders.iloc[0])
         first |= {"encoder": encoder(first | {"variant": ""}), "base_centroid": first["parent_mse_centroid"]}
-        for target, limit in zip(records(own[wanted]), oriented(own, [at], "val_")[:, 0], strict=True):
-            (base, own_centroid), (reached, _) = (_read(limit, front, at) for front in (own, decoders))
+        first = {name: first[name] for name in _PAIRS if name in first}
+        limits = oriented(own, [at], "val_")[:, 0]
+        sides = (_reads(limits, front, at) for front in (own, decoders))
+        for target, limit, (base, own_centroid), (reached, _) in zip(records(own[wanted]), limits, *sides, strict=True):
             row = first | target | {"constraint": target[f"val_{at}"]}
             row |= {"mse_end_to_end": base, "mse_universal": reached, "penalty": reached - base}
             if np.isfinite(limit) and np.isfinite(base):
@@ -283,8 +289,15 @@ def _pairs(trials: pd.DataFrame, at: str) -> pd.DataFrame:
 
 def _read(limit: float, front: pd.DataFrame, at: str) -> tuple[float, float]:
     """Return the test MSE, and the encoder's, of the point that validation picks at a constraint; NaN if none is."""
-    index = penalty.pick(limit, front["val_mse"].to_numpy(float), oriented(front, [at], "val_")[:, 0])
-    return (np.nan, np.nan) if index is None else tuple(front[["mse", "mse_centroid"]].to_numpy(float)[index])
+    return _reads([limit], front, at)[0]
+
+
+def _reads(limits: Iterable[float], front: pd.DataFrame, at: str) -> list[tuple[float, float]]:
+    """Return the same at many constraints of one front."""
+    cost, level = front["val_mse"].to_numpy(float), oriented(front, [at], "val_")[:, 0]
+    points = list(map(tuple, front[["mse", "mse_centroid"]].to_numpy(float)))
+    picked = (penalty.pick(limit, cost, level) for limit in limits)
+    return [(np.nan, np.nan) if index is None else points[index] for index in picked]
 
 
 def _averaged(table: pd.DataFrame, keys: Names, values: Names, means: Names = (), words: Names = ()) -> pd.DataFrame:

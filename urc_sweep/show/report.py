@@ -175,23 +175,23 @@ def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, 
 
 def _curves(every: pd.DataFrame, curves: pd.DataFrame, number: Mapping[tuple[int, int], int]) -> dict[str, Any]:
     """Return the training curves of the compressors, by trial: epochs and values by ``split/metric``."""
-    by_trial = dict(list(curves.groupby("trial_id")))
-    lines, left, left_out = [], CURVE_POINTS, 0
-    for row in facts.records(every.sort_values("seed", kind="stable")):
-        own = by_trial.get(row["trial_id"])
-        if own is None:
-            continue
-        left -= len(own)
-        if left < 0:
-            left_out += 1
-            continue
-        values = {}
-        for (split, metric), one in own.groupby(["split", "metric"], sort=False):
-            ordered = one.sort_values("epoch", kind="stable")
-            values[f"{split}/{metric}"] = [_list(ordered["epoch"]), [_short(v) for v in ordered["value"]]]
-        kept = {key: _plain(row[key]) for key in ("trial_id", "stage", "seed", "lambda_c", "parent_lambda_c", "status")}
-        lines.append(kept | {"rate": number[row["dim"], row["levels"]], "values": values})
-    return {"lines": lines, "left_out": left_out}
+    ordered = every.sort_values("seed", kind="stable")
+    sizes = ordered["trial_id"].map(curves["trial_id"].value_counts())
+    kept = ordered[sizes.cumsum() <= CURVE_POINTS]
+    chosen = curves[curves["trial_id"].isin(kept["trial_id"])].sort_values("epoch", kind="stable")
+    values: dict[str, dict[str, list[list[Any]]]] = {}
+    columns = [_list(chosen[name]) for name in ("trial_id", "split", "metric", "epoch", "value")]
+    for trial_id, split, metric, epoch, value in zip(*columns, strict=True):
+        epochs, points = values.setdefault(trial_id, {}).setdefault(f"{split}/{metric}", [[], []])
+        epochs.append(epoch)
+        points.append(value if value is None else float(f"{value:.6g}"))
+    names = ["trial_id", "stage", "seed", "lambda_c", "parent_lambda_c", "status"]
+    lines = [
+        {name: _plain(row[name]) for name in names}
+        | {"rate": number[row["dim"], row["levels"]], "values": values[row["trial_id"]]}
+        for row in facts.records(kept)
+    ]
+    return {"lines": lines, "left_out": int(sizes.notna().sum()) - len(kept)}
 
 
 def _json(value: Any) -> str:
@@ -210,15 +210,12 @@ def _no_formula(value: Any) -> Any:
 
 
 def _list(column: pd.Series[Any]) -> list[Any]:
-    return [_plain(value) for value in column.tolist()]
+    missing = column.isna() | column.isin([float("inf"), float("-inf")])
+    return [None if lost else value for value, lost in zip(column.tolist(), missing.tolist(), strict=True)]
 
 
 def _plain(value: Any) -> Any:
     return None if pd.isna(value) or value in (float("inf"), float("-inf")) else value
-
-
-def _short(value: float) -> float | None:
-    return None if _plain(value) is None else float(f"{value:.6g}")
 
 
 # -- what Python writes ------------------------------------------------------------------------------------------------
