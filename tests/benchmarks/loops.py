@@ -104,7 +104,7 @@ def measure(quick: bool) -> Iterator[tuple[str, str]]:
     peaks = {name: gemm(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     peaks["tf32"] = peaks["fp32"]
     yield "GEMM peak", f"fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s"
-    steps, rounds = (4, 1) if quick else (10, 7)
+    steps, rounds = (4, 1) if quick else (10, 5)
     for stage, objective in CASES[1:3] if quick else CASES:
         field_ = contenders(stage, objective)
         for one in field_:

@@ -147,7 +147,7 @@ def measure(quick: bool) -> Iterator[tuple[str, str]]:
     """Yield one line per trick."""
     engine.keep_memory()
     torch.set_num_threads(1)
-    rounds = 3 if quick else 15
+    rounds = 3 if quick else 9
     for width in (1.0,) if quick else (0.25, 1.0):
         for phase in (0, 1):
             yield compare("channels_last", width, plain_layout, phase, rounds)
