@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from urc_sweep.learn.engine import allow_tf32
+
 BATCH = 64
 GPU = torch.cuda.is_available()
 CORES = len(os.sched_getaffinity(0))
@@ -74,7 +76,7 @@ class Contender:
 def contenders(stage: str, objective: str) -> list[Contender]:
     if GPU:
         ours = [(precision, lanes) for precision in ("fp32", "tf32", "bf16") for lanes in (1, 8)]
-        return [Contender("naive loop", ["naive", objective, stage])] + [
+        return [Contender("naive loop (torch's own: TF32 convolutions)", ["naive", objective, stage])] + [
             Contender(f"ours, {p}, {k} lanes", [p, objective, stage, str(k)], lanes=k) for p, k in ours
         ]
     return [
@@ -103,23 +105,25 @@ def gemm(dtype: torch.dtype) -> float:
 
 def measure(quick: bool) -> Iterator[tuple[str, str]]:
     """Yield one line per contender: ms per trial-step of the whole machine, images/s, ratio, GEMM share, memory."""
-    peaks = {name: gemm(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
-    peaks["tf32"] = peaks["fp32"]
-    yield "GEMM peak", f"fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s"
+    peaks = {}
+    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        allow_tf32(name == "tf32")
+        peaks[name] = gemm(dtype)
+    yield "GEMM peak", ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in peaks.items()) + " GFLOP/s"
     steps, rounds, generations = (4, 1, 1) if quick else (10, 2, 3)
     for stage, objective in CASES[1:3] if quick else CASES:
         field_ = contenders(stage, objective)
         for _ in range(generations):  # where a process finds its memory is luck that it keeps
             for one in field_:
                 one.start()
-            for one in field_:
-                one.turn(6)
-            for _ in range(rounds):
-                for one in field_:
-                    one.measure(steps)
             # The work of a step as ours does it, which is the least: what a contender does beyond that is no use.
             ours = next(one for one in field_ if one.words[0] == "fp32")
             flops = sum(answer["flops"] for answer in ours.turn(2, "count")) / (2 * ours.count * ours.lanes)
+            for one in field_:
+                one.turn(10)
+            for _ in range(rounds):
+                for one in field_:
+                    one.measure(steps)
             for one in field_:
                 one.end()
         for one in field_:

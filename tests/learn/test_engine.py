@@ -43,6 +43,28 @@ def test_a_captured_pack_gives_the_same_bits(stage, digits, classifier, encoder)
     assert steps.replays > 10
 
 
+OTHERS = {
+    "joint": "  joint: {objective: {distortion: 1.0, perception: [0, 0.01]}}\n",
+    "refined": "  refined: {encoders: all, dim2: 1, levels2: 2, objective: {distortion: [1.0, 2.0]}}\n",
+    "reduced": "  reduced: {encoders: all, dims: [1], objective: {distortion: [1.0, 2.0]}}\n",
+    "universal": "  universal: {encoders: all, objective: {distortion: [1, 2]}, protocol: {frozen_batchnorm: batch}}\n",
+}
+
+
+@pytest.mark.parametrize("stage", OTHERS)
+def test_every_other_stage_gives_the_same_bits_captured(stage, digits, encoder) -> None:
+    first = "  end_to_end: {objective: {distortion: 1.0}}\n"
+    trials = of_stage(staged(first + OTHERS[stage]), stage)
+    plain, replayed, steps = both_ways(trials, digits, {} if stage == "joint" else {"encoder": encoder})
+    same(plain, replayed)
+    assert steps.replays > 10
+
+
+def test_a_captured_step_in_bf16_gives_the_same_bits(digits, classifier) -> None:
+    plain, replayed, _ = both_ways(of_stage(precise("bf16"), "end_to_end"), digits, {"classifier": classifier})
+    same(plain, replayed)
+
+
 def test_a_captured_pack_with_a_critic_and_annealed_weights_gives_the_same_bits(digits, classifier) -> None:
     """Critic and generator are a graph each, and every epoch of the annealing has its own."""
     trials = of_stage(staged(RDPC, "protocol: {annealing: 0.0005, annealing_epochs: 2}"), "end_to_end")

@@ -326,6 +326,8 @@ def test_a_pack_must_fit_on_one_node() -> None:
     assert two.slots(Resources(cpus=3, gpus=0)) == 2
     assert two.slots(Resources(cpus=1)) == 2, "with auto a pack takes a GPU where there are any"
     assert two.slots(Resources(cpus=1, gpus=0.5)) == 4
+    assert two.at_once([Resources(cpus=3, gpus=0), Resources(cpus=1, gpus=0.5)], None) == 4
+    assert two.at_once([Resources(cpus=1, gpus=0.5)], 3) == 3
     with pytest.raises(ResourceError, match="needs 8 CPUs and 0 GPUs on one node; nodes have 4 and 0, 4 and 2"):
         two.slots(Resources(cpus=8, gpus=0))
 

@@ -182,11 +182,14 @@ def test_no_pack_is_larger_than_the_smallest_device_has_memory_for(automatic: tu
     assert drain(schedule) == [1] * 10
 
 
-def test_a_trial_to_be_tried_alone_joins_no_pack_of_a_more_urgent_one() -> None:
+@pytest.mark.parametrize("at_first", [1, 2])
+def test_a_trial_to_be_tried_alone_joins_no_pack_of_a_more_urgent_one(at_first) -> None:
     late, other = chain("late", "classifier"), chain("b")
     judged = Trial("a", "end_to_end", other.config, {"classifier": "late"}, "evaluation of a")
-    schedule = Schedule([late, judged, other], lanes=lambda stage: 2)
+    lanes = [at_first]
+    schedule = Schedule([late, judged, other], lanes=lambda stage: lanes[0])
     first, second = schedule.dispatch(), schedule.dispatch()
+    lanes[0] = 2
     assert (first.trials, second.trials) == (("late",), ("b",))
     schedule.end(second)
     schedule.finish("late")

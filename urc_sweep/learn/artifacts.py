@@ -101,14 +101,5 @@ def choose_device(use_gpu: bool) -> tuple[torch.device, str]:
     return torch.device("cpu"), "cpu"
 
 
-def lanes_that_fit(device: torch.device, lanes: int) -> int | None:
-    """Return how many lanes like the pack's just trained have room on its GPU; ``None`` on a CPU."""
-    if device.type != "cuda":
-        return None
-    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.reset_peak_memory_stats(device)
-    return max(1, int(0.9 * total / (peak / lanes)))
-
-
 def torch_version() -> str:
     return str(torch.__version__)

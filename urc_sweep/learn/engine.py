@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ Branch = Callable[[int], AbstractContextManager[object]]
 # A step is captured at its third time: by then every buffer that it keeps exists (sums, optimizer state).
 WARM = 2
 MOST = 16  # graphs kept at once; annealed weights make a new one every epoch
+AHEAD = 8  # steps that may be waiting on a GPU: more would make a stop late
 
 
 class Steps:
     """Executes every step as it comes."""
 
     capturing = False
+    refused: str | None = None  # why steps that should be captured are not
 
     def run(self, key: Hashable, drawn: Drawn, body: Body) -> None:
         """Execute ``body(*drawn)``. Steps of one key differ in ``drawn`` and in what tensors hold, in nothing else."""
@@ -41,6 +44,10 @@ class Steps:
 
     def wait(self) -> None:
         """Return once everything that was started has ended."""
+
+    def fitting(self, lanes: int, share: float) -> int | None:
+        """Return how many lanes like the ``lanes`` just trained have room in a share of the device, if known."""
+        return None
 
 
 @dataclass
@@ -58,7 +65,6 @@ class CapturedSteps(Steps):
 
     def __init__(self) -> None:
         self._steps: dict[Hashable, _Step] = {}
-        self.refused: str | None = None
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Return what executes ``body`` again on the very tensors that it uses now; ``body`` itself has no effect."""
@@ -83,7 +89,8 @@ class CapturedSteps(Steps):
         try:
             step.replay = self.capture(lambda: body(*step.drawn))
         except Exception as error:  # whatever a driver, an allocator or a plugin raises here, the step still runs
-            self.refused = f"{type(error).__name__}: {error}"
+            cause = error.__context__ or error  # the end of a capture that broke raises as well
+            self.refused = f"{type(cause).__name__}: {cause}"
         finally:
             self.capturing = False
         while len(self._steps) > MOST:
@@ -93,10 +100,23 @@ class CapturedSteps(Steps):
 class CudaSteps(CapturedSteps):
     """CUDA graphs; each lane is a stream of its own, as the step comes and in the graph."""
 
+    _broken: str | None = None  # of the whole process: after a capture that broke, older releases of torch take none
+
     def __init__(self) -> None:
         super().__init__()
+        self.refused = CudaSteps._broken
+        self._started: deque[torch.cuda.Event] = deque()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         self._streams: list[torch.cuda.Stream] = []
         self._pool = torch.cuda.graph_pool_handle()  # graphs never run side by side: they share their memory
+
+    def run(self, key: Hashable, drawn: Drawn, body: Body) -> None:
+        super().run(key, drawn, body)
+        CudaSteps._broken = self.refused
+        self._started.append(torch.cuda.current_stream().record_event())
+        if len(self._started) > AHEAD:
+            self._started.popleft().synchronize()
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
@@ -124,6 +144,10 @@ class CudaSteps(CapturedSteps):
     def wait(self) -> None:
         torch.cuda.synchronize()
 
+    def fitting(self, lanes: int, share: float) -> int | None:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory * min(1.0, share)
+        return max(1, int(0.9 * total * max(1, lanes) / torch.cuda.max_memory_reserved()))
+
 
 def steps_on(device: torch.device) -> Steps:
     """Return how steps are executed on a device."""
@@ -143,6 +167,18 @@ class Precision:
     def casting(self) -> AbstractContextManager[object]:
         """Compute convolutions and matrix products within in this precision."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.name == "bf16" else nullcontext()
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Compute within in fp32 whatever the precision: a rounded code would fall into other cells."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    allow_tf32(False)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        allow_tf32(allowed)
 
 
 def allow_tf32(allowed: bool) -> None:

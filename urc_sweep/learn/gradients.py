@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _aten = torch.ops.aten
 
@@ -45,6 +46,7 @@ class _Penalty(torch.autograd.Function):
         return penalty
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *(grads[0] * found for found in ctx.saved_tensors))
 

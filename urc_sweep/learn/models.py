@@ -290,7 +290,8 @@ class Channel:
 
     def keep(self, code: Tensor) -> Tensor:
         """Return the dimensions of a code or dither (n, dim) that are sent."""
-        return code if self.kept is None else code[:, list(self.kept)]
+        # Not by a list of indices: a graph could not bring it to the device.
+        return code if self.kept is None else torch.stack([code[:, i] for i in self.kept], dim=1)
 
     def dither(self, seed: int, name: str, n: int, epoch: int = 0) -> Tensor:
         """Return u (n, dim), uniform on [-1/(L-1), 1/(L-1)], of one epoch; drawn on the CPU.

@@ -68,7 +68,7 @@ class Perception(Term):
 
     def __call__(self, batch: Batch) -> Tensor:
         h: Tensor = self.networks["critic"](batch.x_hat)
-        return -h.mean()
+        return -h.to(batch.x_hat.dtype).mean()
 
 
 class Objective:
@@ -96,7 +96,7 @@ class Objective:
 
 def critic_gap(critic: nn.Module, x: Tensor, x_hat: Tensor) -> Tensor:
     """Return mean h(x) - mean h(x_hat), which the critic maximises (a lower bound of W1 for a 1-Lipschitz h)."""
-    gap: Tensor = critic(x).mean() - critic(x_hat).mean()
+    gap: Tensor = critic(x).to(x.dtype).mean() - critic(x_hat).to(x.dtype).mean()
     return gap
 
 

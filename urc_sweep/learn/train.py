@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urc_sweep.learn.data import Data, Split
-from urc_sweep.learn.engine import Precision, Steps, allow_tf32, keep_memory, steps_on
+from urc_sweep.learn.engine import Precision, Steps, allow_tf32, exactly, keep_memory, steps_on
 from urc_sweep.learn.models import Channel, blueprint, build, channel_of, fast_layout, tensors_of
 from urc_sweep.learn.objectives import Batch, Objective, critic_gap, gradient_penalty
 from urc_sweep.maths.streams import FIXED_SEED, stream
@@ -257,7 +257,7 @@ class CompressorLane(Lane):
     def reconstruct(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return x_hat of every decoder, by its suffix."""
         assert inputs.u is not None
-        with torch.autocast(self.device.type, enabled=False):  # a rounded code would fall into other cells
+        with exactly(self.device):
             own = [self.modules[role](inputs.x) for role in ("encoder", "encoder2") if role in self.modules]
         code = torch.cat([*([] if inputs.code is None else [inputs.code]), *own], dim=1)
         return {
@@ -327,7 +327,8 @@ def rate_factor(trial: Trial, epoch: int) -> float:
 def encode(encoder: nn.Module, split: Split) -> Tensor:
     """Return f(x) (n, dim) of a whole split, in evaluation mode."""
     encoder.eval()
-    codes = [encoder(split.pixels(slice(i, i + EVALUATION_BATCH))) for i in range(0, len(split), EVALUATION_BATCH)]
+    with exactly(split.images.device):
+        codes = [encoder(split.pixels(slice(i, i + EVALUATION_BATCH))) for i in range(0, len(split), EVALUATION_BATCH)]
     return torch.cat(codes)
 
 
@@ -408,7 +409,8 @@ class _Run:
                 # The published code: each batch normalises itself. On a copy, whose running statistics nobody reads.
                 self.moving = copy.deepcopy(lead.frozen["encoder"]).train()
             else:
-                self.codes = encode(lead.frozen["encoder"], self.data.train)
+                assert self.channel is not None
+                self.codes = self.channel.keep(encode(lead.frozen["encoder"], self.data.train))
 
     def epoch(self, epoch: int) -> None:
         """Train every lane that has come no further than this epoch through it."""
@@ -471,7 +473,11 @@ class _Run:
         """Return what a frozen encoder sends of a training batch, ``None`` where the encoder is trained."""
         if self.channel is None or (self.moving is None and self.codes is None):
             return None
-        return self.channel.keep(self.moving(x) if self.moving is not None else self.codes[index])  # type: ignore[index]
+        if self.codes is not None:
+            return self.codes[index]
+        assert self.moving is not None
+        with exactly(x.device):
+            return self.channel.keep(self.moving(x))
 
     def finish_epoch(self, lane: Lane, epoch: int) -> None:
         finite = all(bool(value.isfinite().all()) for value in lane.sums.values())
@@ -503,7 +509,8 @@ class _Run:
             labels = {name: values[part] for name, values in split.label_sets.items()}
             own = (None if drawn is None else drawn[part] for drawn in (u, code))
             inputs = Inputs(split.pixels(part), labels, *own)
-            lane.add(lane.losses(inputs), len(inputs.x))
+            with exactly(lane.device):
+                lane.add(lane.losses(inputs), len(inputs.x))
         lane.read(epoch, "validation")
 
     def dither(self, seed: int, name: str, n: int, epoch: int) -> Tensor | None:

@@ -76,6 +76,9 @@ class Conductor:
                 self.stop("asked to by `urc-sweep stop`")
             elif result.get("event") == "epoch":
                 self.epochs[result["trial"]] = (int(result["epoch"]), float(result["seconds"]))
+            elif result.get("event") == "uncaptured":
+                trial = self.schedule.trials[result["trial"]]
+                self.on_event(f"one kernel at a time, no graph ({result['reason']})", trial)
             elif result.get("event") == "fits":
                 self.schedule.fits(str(result["stage"]), int(result["lanes"]))
             elif handle in self.packs:

@@ -26,7 +26,7 @@ class Job:
     dataset: tuple[tuple[str, Any], ...] = ()
     plugins: tuple[str, ...] = ()
     checkpoint_seconds: float = 300.0
-    use_gpu: bool = False
+    gpus: float = 0.0  # of a pack; less than 1: workers share a card
     git_sha: str | None = None
 
 

@@ -205,23 +205,24 @@ class Launch:
         resources = {stage: spec.resources_of(sweep, stage) for stage in {trial.stage for trial in self.trials}}
         self.store.layout.stop(sweep.name).unlink(missing_ok=True)
         with _log(self), contextlib.ExitStack() as stack:
-            cluster, use_gpu = None, any(need.gpus != 0 for need in resources.values())
+            cluster = None
             if options.executor == "ray":
                 self.on_event(f"joining {options.address}" if options.address else "starting Ray", None)
                 cluster = stack.enter_context(ray_tune.cluster(options.address))
-                use_gpu = any(cluster.gpus_of(need) > 0 for need in resources.values())
+                gpus = {stage: cluster.gpus_of(need) for stage, need in resources.items()}
             else:
                 from urc_sweep.run import inline  # brings torch
 
-                use_gpu = use_gpu and inline.has_gpu()
-            most = LANES_ON_GPU if use_gpu else 1
+                gpus = {stage: float(need.gpus != 0 and inline.has_gpu()) for stage, need in resources.items()}
             automatic = {stage for stage, need in resources.items() if need.lanes == "auto"}
-            lanes = {stage: most if need.lanes == "auto" else int(need.lanes) for stage, need in resources.items()}
+            most = {stage: LANES_ON_GPU if gpus[stage] else 1 for stage in resources}
+            lanes = {s: most[s] if need.lanes == "auto" else int(need.lanes) for s, need in resources.items()}
             slots = cluster.at_once(resources.values(), options.max_concurrent) if cluster else 1
             root = str(self.store.root.resolve())  # workers have another working directory
             dataset = tuple(spec.parameters_of("dataset", sweep.dataset).items())
             seconds = sweep.resources.checkpoint_minutes * 60
-            job = Job(root, sweep.name, options.source, dataset, options.absolute_plugins, seconds, use_gpu, git_sha())
+            share = min((share for share in gpus.values() if share), default=0.0)
+            job = Job(root, sweep.name, options.source, dataset, options.absolute_plugins, seconds, share, git_sha())
             schedule = self.schedule(lanes.__getitem__, automatic, slots)
             self.conductor = Conductor(publisher.projection, schedule, self.on_event, sweep.budget)
             stack.enter_context(self._attended(publisher, lease))

@@ -199,7 +199,8 @@ class Schedule:
         """Return the most urgent ready trial of a heap, running from now on."""
         while heap:
             trial_id = self._order[heappop(heap)]
-            if trial_id in self.ready:
+            # One to be tried alone may still lie among the mates of before.
+            if trial_id in self.ready and (heap is self._urgent or trial_id not in self.alone):
                 self._move(trial_id, "running")
                 return trial_id
         return None

@@ -17,6 +17,7 @@ from typing import Any
 
 from urc_sweep.errors import DataError, StoreError
 from urc_sweep.learn import artifacts, data, evaluate
+from urc_sweep.learn.engine import steps_on
 from urc_sweep.learn.models import channel_of
 from urc_sweep.learn.train import Interrupted, Lane, Outcome, Progress, out_of_memory, train_pack
 from urc_sweep.maths.ids import content_id
@@ -50,7 +51,7 @@ class Shift:
     def __post_init__(self) -> None:
         self.store = Store(self.job.root)
         self.started_at = now()
-        self.device, self.device_name = artifacts.choose_device(self.job.use_gpu)
+        self.device, self.device_name = artifacts.choose_device(self.job.gpus > 0)
         name = self.trials[0].config["dataset"]["name"]
         self.data = data.load(name, dict(self.job.dataset), self.job.source, str(self.device))
         planned = self.trials[0].config["dataset"]["sha256"]
@@ -74,6 +75,7 @@ class Shift:
                 initial[role.removeprefix("init.")] = artifacts.from_bytes(self.store.get(used[role], NETWORK))
             if "checkpoint" in lead.config:
                 initial["classifier"] = artifacts.from_bytes(self.store.get(lead.config["checkpoint"], NETWORK))
+            steps = steps_on(self.device)
             outcomes = train_pack(
                 todo,
                 self.data,
@@ -85,9 +87,14 @@ class Shift:
                 on_checkpoint=self.checkpoint,
                 checkpoint_seconds=self.job.checkpoint_seconds,
                 should_stop=self.should_stop,
+                steps=steps,
             )
-            if (fitting := artifacts.lanes_that_fit(self.device, len(todo))) is not None:
+            if steps.refused:
+                self.emit({"event": "uncaptured", "trial": lead.id, "reason": steps.refused})
+            trained = sum(outcome.status != "oom" for outcome in outcomes)
+            if (fitting := steps.fitting(trained, self.job.gpus)) is not None:
                 self.emit({"event": "fits", "stage": lead.stage, "lanes": fitting})
+            del steps  # and the memory of its graphs
             for outcome in outcomes:
                 self.commit(outcome, used, len(todo))
         for trial in self.trials:
