@@ -28,6 +28,7 @@ Values = Mapping[str, float | None]
 
 DITHERS = 64  # fixed dithers over which facts of an encoder are averaged
 MAX_CELLS = 1000  # above it, cell means would be fitted to a handful of images each
+MOST_DECODED = 10_000  # training images that are decoded at once
 SE_DITHERS, SE_IMAGES = 8, 1000  # what the error over dithers is read from
 
 
@@ -89,11 +90,17 @@ class View:
     def reconstruct_train(self, index: Tensor) -> Tensor:
         """Return reconstructions of the training images at ``index`` under a fixed dither."""
         assert self.channel is not None
+        n = len(self.data.train)
         if "train" not in self.shared:
-            u = self.channel.dither(FIXED_SEED, "dither.train", len(self.data.train))
+            u = self.channel.dither(FIXED_SEED, "dither.train", n)
             self.shared["train"] = self.code_of(self.data.train), u.to(self.code.device)
         code, u = self.shared["train"]
-        return self._decode(code[index], u[index])
+        if n > MOST_DECODED:
+            return self._decode(code[index], u[index])
+        if "train_x_hat" not in self.shared:  # fewer than a fresh critic asks for: each once
+            self.shared["train_x_hat"] = batched(lambda i: self._decode(code[i], u[i]), n)
+        reconstructions: Tensor = self.shared["train_x_hat"]
+        return reconstructions[index]
 
     def _decode(self, code: Tensor, u: Tensor) -> Tensor:
         assert self.channel is not None
