@@ -180,7 +180,7 @@ class World:
             self.promise(not (status == "skipped" and not unmet), trial.id, "is skipped though all it needs is there")
             self.promise(not record or record["value"] == self.value(trial), trial.id, "has another value")
             if status in FAILED and fate in ("fine", "oom"):
-                why = self.store.failures(trial.id)[-1]["error_type"]
+                why = self.store.final_failure(trial.id)["error_type"]
                 self.promise(why == "WorkerDied", trial.id, "is fine, but", status, why)
             if fate in ("failed", "diverged", "oom alone"):
                 self.promise(status != "done", trial.id, "is done, but can only end as", fate)
@@ -309,7 +309,7 @@ class Driver:
         self.world.promise(not stopping or self.given_up == given_up, handle, "was interrupted, not lost: given up")
         for trial_id in self.handles.pop(handle, {"trials": ()})["trials"]:
             done = self.conductor.projection.done(self.world.by_id[trial_id])
-            failed = [record["final"] for record in self.world.store.failures(trial_id)][-1:] == [True]
+            failed = self.world.store.final_failure(trial_id) is not None
             (self.known_ended if done or failed else self.unfinished).add(trial_id)
 
     @property

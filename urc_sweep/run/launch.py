@@ -115,7 +115,8 @@ class Launch:
         trained = {t.id for t in self.trials if self.store.committed(t.id)}
         done = {t.id for t in self.trials if t.id in trained and self.store.committed(t.evaluation_id)}
         failures = {t.id: self.store.failures(t.id) for t in self.trials if t.id not in done}
-        failed = {trial_id: f[-1]["status"] for trial_id, f in failures.items() if f and f[-1]["final"]}
+        ended = {trial_id: self.store.final_failure(trial_id) for trial_id, found in failures.items() if found}
+        failed = {trial_id: final["status"] for trial_id, final in ended.items() if final}
         attempted = {trial_id: f[-1]["attempt"] for trial_id, f in failures.items() if f}
         known: dict[str, Any] = {"trained": trained, "done": done, "failed": failed, "attempted": attempted}
         return Schedule(self.trials, **known, lanes=lanes, automatic=automatic, slots=slots)

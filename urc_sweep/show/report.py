@@ -56,10 +56,10 @@ def write(store: Store, sweep: str, path: Path, source: str) -> None:
 
 
 def _trace(store: Store, trial_id: str) -> str:
-    """Return the traceback of a trial's last failed attempt, "" where none can be read."""
+    """Return the traceback of the failure that ended a trial, "" where none can be read."""
     try:
-        return str(store.failures(trial_id)[-1].get("trace") or "").strip()[-TRACE_CHARACTERS:]
-    except (StoreError, IndexError):
+        return str((store.final_failure(trial_id) or {}).get("trace") or "").strip()[-TRACE_CHARACTERS:]
+    except StoreError:
         return ""
 
 

@@ -210,10 +210,9 @@ def ending(launch: Launch) -> None:
     elif launch.exit_code == 3:
         say(f"some trials failed: `urc-sweep show TRIAL` says why, `urc-sweep retry {name}` reopens them")
         for trial in launch.trials:
-            for failure in launch.store.failures(trial.id)[-1:]:
-                if failure["final"]:
-                    line = f"  {trial.id[:12]} {failure['status']}: {failure['error_type']}: {failure['error_message']}"
-                    console.print(Text(line.splitlines()[0], overflow="ellipsis", no_wrap=True))
+            if failure := launch.store.final_failure(trial.id):
+                line = f"  {trial.id[:12]} {failure['status']}: {failure['error_type']}: {failure['error_message']}"
+                console.print(Text(line.splitlines()[0], overflow="ellipsis", no_wrap=True))
 
 
 def status(store: Store, name: str, as_json: bool) -> None:

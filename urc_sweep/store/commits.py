@@ -145,6 +145,18 @@ class Store:
                 raise StoreError(f"{path}: damaged: not a whole record")
         return list(found.values())
 
+    def final_failure(self, trial_id: str) -> Record | None:
+        """Return the failure that ended a trial, ``None`` while attempts are left or it was reopened.
+
+        A worker that was given up may record its attempt after that: it neither ends nor reopens anything.
+        """
+        for record in reversed(self.failures(trial_id)):
+            if record["final"]:
+                return record
+            if record["status"] == "reopened":
+                return None
+        return None
+
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def put(self, data: bytes, suffix: str) -> str:

@@ -105,7 +105,7 @@ class Projection:
             [trial.required for trial in self.trials]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{store.layout.generation(name, 0)}: damaged: not a whole plan: {error!r:.99}") from None
-        self._failures: dict[str, list[Record]] = {}
+        self._failures: dict[str, Record | None] = {}
 
     def statuses(self, running: Iterable[str] = (), stopped: bool = False) -> dict[str, str]:
         """Return the status of every trial, in plan order (needed trials come first in the plan)."""
@@ -130,9 +130,8 @@ class Projection:
     def final_failure(self, trial_id: str) -> Record | None:
         """Return the failure that ended a trial, ``None`` while attempts are left or it was reopened."""
         if trial_id not in self._failures:
-            self._failures[trial_id] = self.store.failures(trial_id)
-        attempts = self._failures[trial_id]
-        return attempts[-1] if attempts and attempts[-1]["final"] else None
+            self._failures[trial_id] = self.store.final_failure(trial_id)
+        return self._failures[trial_id]
 
     def forget(self, trial_id: str) -> None:
         """Read a trial's failures anew next time."""
