@@ -253,10 +253,8 @@ def test_failures_are_kept_by_attempt_in_numeric_order(store):
 
 def test_an_attempt_that_comes_late_neither_ends_nor_reopens_a_trial(store):
     """A worker of an earlier launch, given up and still at work, records its attempt after the final one."""
-    seen = []
-    for attempt, (status, final) in enumerate(
-        [("oom", False), ("oom", True), ("failed", False), ("reopened", False), ("oom", False), ("failed", True)], start=1
-    ):
+    seen, again = [], [("reopened", False), ("oom", False), ("failed", True)]
+    for attempt, (status, final) in enumerate([("oom", False), ("oom", True), ("failed", False), *again], start=1):
         store.fail(A, attempt, {"attempt": attempt, "status": status, "final": final})
         ended = fresh(store).final_failure(A)
         seen.append(ended and ended["attempt"])
