@@ -12,7 +12,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ class Precision:
     """
 
     name: str
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device
 
     def casting(self) -> AbstractContextManager[object]:
         """Compute convolutions and matrix products within in this precision."""

@@ -465,8 +465,9 @@ class _Run:
                     lane.step(inputs)
 
     def spend(self, lanes: list[Lane], began: float) -> None:
+        spent = time.perf_counter() - began
         for lane in lanes:
-            lane.seconds += (time.perf_counter() - began) / len(lanes)
+            lane.seconds += spent / len(lanes)
 
     @torch.no_grad()
     def code_of(self, x: Tensor, index: Tensor) -> Tensor | None:
