@@ -10,7 +10,7 @@ import ast
 import sys
 from pathlib import Path
 
-LIMITS = {"core": 6_000, "show": 2_000, "page": 1_200}
+LIMITS = {"core": 6_000, "show": 2_500, "page": 1_200}
 FILE_LIMIT = 400
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from gc import set_threshold
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -134,32 +136,41 @@ def launch(
     raise typer.Exit(code)
 
 
-def _write_report(store, name: str, path: Path, source: str) -> None:  # type: ignore[no-untyped-def]
+def _write_report(store, *arguments: object) -> None:  # type: ignore[no-untyped-def]
     from urc_sweep.show import report
 
-    report.write(store, name, path, source)
+    report.write(store, *arguments)  # type: ignore[arg-type]
 
 
 @app.command()
 def status(
     sweep: SweepName = None,
     store: StoreOption = "results",
+    follow: Annotated[bool, typer.Option("--watch", help="until nobody runs it; a line per change in a pipe")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Count a sweep's trials by stage and status."""
+    """Count a sweep's trials by stage and status; with --watch also how long it will take, and the best points."""
     from urc_sweep.show import terminal
 
     opened = _open(store)
-    terminal.status(opened, _newest(opened, sweep), as_json)
+    name = _newest(opened, sweep)
+    if follow:
+        raise typer.Exit(terminal.watch(opened, name, as_json))
+    terminal.status(opened, name, as_json)
 
 
 @app.command()
-def trials(sweep: SweepName = None, store: StoreOption = "results") -> None:
+def trials(
+    sweep: SweepName = None,
+    store: StoreOption = "results",
+    stage: Annotated[str | None, typer.Option(help="only this stage")] = None,
+    status: Annotated[str | None, typer.Option(help="only this status")] = None,
+) -> None:
     """List a sweep's trials with their main numbers."""
     from urc_sweep.show import facts, terminal
 
     opened = _open(store)
-    terminal.trials(facts.load(opened, _newest(opened, sweep)))
+    terminal.trials(facts.load(opened, _newest(opened, sweep)), stage, status)
 
 
 @app.command()
@@ -210,23 +221,133 @@ def compare(a: Compared, b: Compared, store: StoreOption = "results") -> None:
     terminal.compare(*(facts.load(opened, _newest(opened, name)) for opened, name in named))
 
 
+SweepNames = Annotated[
+    list[str] | None, typer.Argument(help="sweeps of the store; default: the newest", show_default=False)
+]
+Reference = Annotated[
+    list[Path] | None, typer.Option("--reference", help="others' results to draw beside ours, CompressAI's JSON")
+]
+
+
+def _references(paths: list[Path] | None):  # type: ignore[no-untyped-def]
+    from urc_sweep.show import exchange
+
+    return [exchange.references(path) for path in paths or ()]
+
+
 @app.command()
 def report(
-    sweep: SweepName = None,
+    sweeps: SweepNames = None,
     store: StoreOption = "results",
-    output: Annotated[Path | None, typer.Option("-o", help="default: report.html in the sweep's folder")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="default: report.html in the sweep's folder; A-B.html here for several")
+    ] = None,
+    references: Reference = None,
+    verify: Annotated[bool, typer.Option("--verify", help="check the store first, and say so in the report")] = False,
 ) -> None:
-    """Write the report: one self-contained HTML file."""
+    """Write the report of a sweep, or of several overlaid: one self-contained HTML file."""
+    from urc_sweep.store.tables import published
+    from urc_sweep.store.verify import verify as check
+
+    opened = _open(store)
+    names = list(dict.fromkeys(_newest(opened, name) for name in sweeps or ())) or [_newest(opened, None)]
+    path = output or (opened.layout.report(names[0]) if len(names) == 1 else Path(f"{'-'.join(names)}.html"))
+    problems, checked = check(opened) if verify else ([], "")
+    if problems:
+        raise StoreError(*problems)
+    source = " ".join(published(opened.layout.trials_table(name)).source or "" for name in names)
+    try:
+        _write_report(opened, names, path, source, _references(references), checked)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
+    print(path)
+
+
+@app.command()
+def dashboard(
+    sweeps: SweepNames = None,
+    store: StoreOption = "results",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8050,
+    host: Annotated[str, typer.Option(help="another address is open to all who reach it: no login")] = "127.0.0.1",
+    references: Reference = None,
+) -> None:
+    """Serve the report live: it follows running sweeps, several side by side. Reads the store, never writes."""
+    from urc_sweep.show.dashboard import serve
+
+    opened = _open(store)
+    serve(opened, [_newest(opened, name) for name in sweeps or ()], host, port, references or ())
+
+
+@app.command()
+def export(
+    sweeps: SweepNames = None,
+    store: StoreOption = "results",
+    figure: Annotated[Literal["frontier", "gap", "penalty", "images", "surface"] | None, typer.Option()] = None,
+    table: Annotated[Literal["penalty", "gap", "hypervolume", "encoders", "points"] | None, typer.Option()] = None,
+    to: Annotated[Literal["compressai", "mlflow", "tensorboard"] | None, typer.Option(help="another tool")] = None,
+    form: Annotated[
+        Literal["pdf", "svg", "png", "latex", "csv"] | None,
+        typer.Option("--format", help="of a figure: pdf (default), svg, png; of a table: latex (default), csv"),
+    ] = None,
+    width: Annotated[str, typer.Option(help="with a unit: in, cm, mm, pt, px")] = "3.25in",
+    height: Annotated[str, typer.Option(help="default: what the figure needs")] = "",
+    style: Annotated[Literal["print", "screen"], typer.Option(help="print: 8 pt, black, legend below")] = "print",
+    x: Annotated[str, typer.Option(help="of the frontier: mse, accuracy, rate_bits ...")] = "mse",
+    y: Annotated[str, typer.Option(help="as --x")] = "cross_entropy",
+    at: Annotated[str, typer.Option(help="what gap and penalty are matched at; default: what the sweep trades")] = "",
+    references: Reference = None,
+    output: Annotated[Path | None, typer.Option("-o", help="default: a figure here, a table to stdout")] = None,
+) -> None:
+    """Write a figure (PDF, SVG, PNG) or a table (LaTeX, CSV) for a paper, or a sweep for another tool."""
+    from urc_sweep.show import exchange, facts
+    from urc_sweep.show import export as paper
+    from urc_sweep.store.tables import published
+
+    if sum(map(bool, (figure, table, to))) != 1:
+        raise SpecError("export: name one of --figure, --table and --to")
+    forms = ("pdf", "svg", "png") if figure else ("latex", "csv") if table else ("",)
+    if (kind := form or forms[0]) not in forms:
+        raise SpecError(f"--format {kind}: {choices(kind, forms)}")
+    opened = _open(store)
+    names = list(dict.fromkeys(_newest(opened, name) for name in (sweeps or (None,))))
+    if to and output:
+        written = [getattr(exchange, to)(opened, name, output) for name in names]
+        print(*(path for paths in written for path in (paths if isinstance(paths, list) else [paths])), sep="\n")
+        return
+    trials = facts.load(opened, names)
+    if figure:
+        wide, high = paper.pixels("--width", width), paper.pixels("--height", height) if height else None
+        options = {"x": x, "y": y, "references": _references(references)}
+        drawn = paper.figure(trials, figure, lambda sha256: opened.get(sha256, ".png"), at, **options)
+        data = paper.render(drawn, kind, style, wide, high)
+        output = output or Path(f"{'-'.join(names)}-{figure}.{kind}")
+    elif table:
+        hashes = [(published(opened.layout.trials_table(name)).source or "not final")[:12] for name in names]
+        told = ", ".join(f"{name} ({source})" for name, source in zip(names, hashes, strict=True))
+        text = paper.latex(trials, table, at, told) if kind == "latex" else paper.csv(paper.table(trials, table, at))
+        data = text.encode()
+    else:
+        raise SpecError(f"export --to {to}: name a folder with -o")
+    if output is None:
+        sys.stdout.write(data.decode())
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise SpecError(f"{output}: cannot be written: {error.strerror}") from None
+    print(output)
+
+
+@app.command()
+def cite(sweep: SweepName = None, store: StoreOption = "results") -> None:
+    """Print BibTeX of what a sweep rests on, and of this software with the hash of what the sweep shows."""
+    from urc_sweep.show import export, facts
     from urc_sweep.store.tables import published
 
     opened = _open(store)
     name = _newest(opened, sweep)
-    path = output or opened.layout.report(name)
-    try:
-        _write_report(opened, name, path, published(opened.layout.trials_table(name)).source or "")
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
-    print(path)
+    source = published(opened.layout.trials_table(name)).source or "not final"
+    print(export.citations(facts.load(opened, name), name, source), end="")
 
 
 @app.command()
@@ -355,8 +476,14 @@ def _main(
 
 def main() -> None:
     """Run the command line; a person's error is one line per problem on stderr and the design's exit code."""
+    set_threshold(100_000)  # the records of a large study are a million objects, none of them garbage
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
         sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
     except UrcSweepError as error:
         told = error
     except OSError as error:

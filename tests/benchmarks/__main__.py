@@ -1,6 +1,6 @@
 """Every figure about speed and size, measured side by side in one run, as ratios where there is a counterpart.
 
-On an idle machine: python -m tests.benchmarks [--quick] [--only loops,tricks,jobs,orchestration,tables] [-o FILE]
+On an idle machine: python -m tests.benchmarks [--quick] [--only loops,tricks,jobs,orchestration,tables,page] [-o FILE]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PARTS = ("loops", "tricks", "jobs", "orchestration", "tables")
+PARTS = ("loops", "tricks", "jobs", "orchestration", "tables", "page")
 PACKAGES = ("urc-sweep", "torch", "ray", "pyarrow", "pandas", "plotly")
 
 

@@ -63,11 +63,7 @@ def measure(quick: bool) -> Iterator[tuple[str, str]]:
     """Yield what was measured and its value."""
     with tempfile.TemporaryDirectory(prefix="urc-bench-") as name:
         folder = Path(name)
-        text = SWEEP.format(seeds=list(range(1 if quick else SEEDS)), weights=WEIGHTS, frozen=WEIGHTS[2:20:2])
-        (folder / "many.yaml").write_text(text)
-        root = folder / "store"
-        # In another process: one that is started counts the memory of who starts it as its own.
-        count = int(run_python(f"from tests.benchmarks.tables import fill; fill({str(folder)!r})").stdout)
+        root, count = folder / "store", prepare(folder, quick)
         size = f"{count:,} trials"
         yield f"{size}: the same Python and imports, doing nothing", str(run("schema"))
 
@@ -108,6 +104,14 @@ def run_python(code: str, *arguments: str) -> Ran:
         if process.returncode:
             raise RuntimeError(f"{code} {arguments}: {err.read().decode()[-2000:]}")
         return Ran(seconds, usage.ru_maxrss / 1024, out.read().decode())
+
+
+def prepare(folder: Path, quick: bool) -> int:
+    """Write the sweep file and a store of its records, without tables, and return how many trials there are."""
+    text = SWEEP.format(seeds=list(range(1 if quick else SEEDS)), weights=WEIGHTS, frozen=WEIGHTS[2:20:2])
+    (folder / "many.yaml").write_text(text)
+    # In another process: one that is started counts the memory of who starts it as its own.
+    return int(run_python(f"from tests.benchmarks.tables import fill; fill({str(folder)!r})").stdout)
 
 
 def publish(root: str) -> None:

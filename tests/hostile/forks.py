@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORKS = ("urc_sweep.cli", "urc_sweep.run.launch", "urc_sweep.show.terminal", "urc_sweep.show.report")
+ROOMS = "cli", "run.launch", "show.exchange", "show.grid", "show.progress", "show.report", "show.terminal"
+WORKS = tuple(f"urc_sweep.{room}" for room in ROOMS)
 HANGS_AFTER_S, SPINS_AFTER_S, MORE_BYTES = 60, 10, 3 * 2**30  # far beyond what is asserted: nets, not limits
 HEAVY = ("torch", "ray")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from urc_sweep.maths.frontier import envelope, hypervolume, nondominated
+from urc_sweep.maths.frontier import attainment, envelope, hypervolume, nondominated
 
 # Few distinct values, so that ties, duplicates and missing numbers are common.
 COARSE = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0, float("nan"), float("inf")])
+GRID = [-2.0, -1.0, 0.0, 0.25, 0.3, 0.5, 1.0, 2.0, 3.0]
 ANY = st.floats(-1e6, 1e6) | COARSE
 PLANE = array_shapes(min_dims=1, max_dims=1, min_side=0, max_side=14).map(lambda shape: (*shape, 2))
 SPACE = st.tuples(st.integers(0, 14), st.integers(2, 4))
@@ -85,3 +87,37 @@ def test_envelope_by_hand():
     assert envelope(points).tolist() == [[1, 3], [2, 3], [2, 1], [4, 1], [4, 0]]
     assert envelope(points[:1]).tolist() == [[2, 1]]
     assert envelope(np.empty((0, 2))).shape == (0, 2)
+
+
+NAMED = st.lists(st.tuples(st.sampled_from("abcde"), COARSE, COARSE), min_size=1, max_size=14)
+
+
+@given(NAMED, st.sampled_from([0.1, 0.25, 0.5, 0.6, 0.75, 1.0]))
+@settings(max_examples=300)
+def test_what_a_share_of_the_sets_attains_is_brute_force(rows, share):
+    sets, points = np.array([name for name, _, _ in rows]), np.array([point for _, *point in rows])
+    corners = attainment(points, sets, share)
+    assert corners.tolist() == envelope(corners).tolist(), "the steps of a front"
+    whole = {name: [p for own, *p in rows if own == name and np.isfinite(p).all()] for name in sets}
+    for goal in np.stack(np.meshgrid(GRID, GRID), -1).reshape(-1, 2):
+        reached = sum(any((np.array(p) <= goal).all() for p in own) for own in whole.values())
+        enough = reached > 0 and Fraction(reached, len(whole)) >= Fraction(str(share))
+        assert enough == bool((corners <= goal).all(axis=1).any())
+
+
+def test_attainment_by_hand():
+    points = np.array([[0.0, 2.0], [2.0, 0.0], [1.0, 1.0], [3.0, 3.0], [np.nan, 0.0]])
+    sets = np.array([7, 7, 8, 9, 10])
+    assert attainment(points, sets, 0.25).tolist() == [[0, 2], [1, 2], [1, 1], [2, 1], [2, 0]]
+    assert attainment(points, sets, 0.5).tolist() == [[1, 2], [2, 2], [2, 1]]
+    assert attainment(points, sets, 0.75).tolist() == [[3, 3]]
+    # The fourth set attains nothing: what all four attain is nowhere.
+    assert attainment(points, sets, 1.0).shape == (0, 2)
+    assert attainment(points[:3], np.array([0, 0, 0]), 1.0).tolist() == [[0, 2], [1, 2], [1, 1], [2, 1], [2, 0]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10, 29, 30])
+def test_the_share_of_any_number_of_sets_is_exact(count):
+    points, sets = np.column_stack([np.arange(count), np.zeros(count)]), np.arange(count)
+    for needed in range(1, count + 1):
+        assert attainment(points, sets, needed / count).tolist() == [[needed - 1, 0]]

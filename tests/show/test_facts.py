@@ -111,7 +111,7 @@ def test_figures_escape_names_and_draw_no_point_twice():
     figure = figures.frontier(frame(rows))
     assert "<img" not in figure.to_json()
     assert sum(len(trace.x) for trace in figure.data if trace.mode == "markers") == len(rows)
-    assert any("near-floor (not a bound)" in note.text for note in figure.layout.annotations)
+    assert "near-floor (not a bound)" in figure.to_json()
 
 
 def test_variants_do_not_compete_and_old_tables_have_none():
@@ -150,4 +150,126 @@ def test_anchors_of_no_bits_are_the_data_sets_and_that_of_k_means_is_the_rates()
     refined = trial("refined", 0, 0.0, (0.2, 1.0), (0.2, 1.0), parent_id=base["trial_id"], rate_bits=9.5)
     points = facts.fronts(frame([base, refined])).set_index("stage")
     assert points["worse_than_rate0"].to_dict() == {"end_to_end": False, "refined": True}
-    assert facts.near_floors(frame([base, refined]))["rate_bits"].tolist() == [base["rate_bits"]]
+    told = facts.overlays(frame([base, refined]))
+    assert told.loc[told["overlay"] == "k-means 3 3", ["rate_bits", "metric", "value"]].values.tolist() == [
+        [base["rate_bits"], "mse", 0.03]
+    ]
+
+
+# -- several sweeps, rates, bands and overlays -------------------------------------------------------------------------
+
+
+def stacked(*sweeps: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of sweeps a, b ... one under the other, as the store gives them."""
+    named = zip("abc", sweeps, strict=False)
+    return pd.concat([frame(rows).assign(sweep=name) for name, rows in named], ignore_index=True)
+
+
+def test_sweeps_share_trials_and_neither_fronts_nor_variants_nor_anchors():
+    rows = study(0, 0.005)
+    best = trial("end_to_end", 0, 0.0, (0.001, 0.001), (0.001, 0.001), metrics=ANCHORS | {"mse_rate0": 0.2})
+    # The same trials are of another variant in the other sweep, which also has one that beats them all.
+    other = [row | {"variant": "epochs 90"} if row["stage"] == "end_to_end" else row for row in rows]
+    points = facts.fronts(stacked(rows, [*other, best | {"variant": "epochs 90"}])).set_index(["sweep", "trial_id"])
+    alone = facts.fronts(frame(rows)).set_index("trial_id")
+    assert points.loc["a", "on_front"].to_dict() == alone["on_front"].to_dict()
+    assert points.loc["b", "on_front"].sum() == 1 + alone.loc[alone["stage"] == "universal", "on_front"].sum()
+    decoder = rows[-1]["trial_id"]
+    assert points.loc[("a", decoder), "parent_variant"] == ""
+    assert points.loc[("b", decoder), "parent_variant"] == "epochs 90"
+    assert alone["sweep"].unique().tolist() == [""]
+    mixed = facts.compressors(stacked(rows, [best]))
+    assert mixed.groupby("sweep")["reference_mse"].unique().map(list).to_dict() == {"a": [0.1], "b": [0.2]}
+
+
+def test_what_was_computed_once_is_taken_as_it_is():
+    rows = study(0, 0.005) + study(1, 0.006)
+    running = trial("end_to_end", 2, 0.0, (0.04, 1.0), (0.04, 1.0), status="running")
+    trials = frame([*rows, running, trial("end_to_end", 1, 0.3, (0.08, 1.6), (0.08, 1.6))])
+    points = facts.compressors(trials)
+    assert facts.compressors(points) is points
+    for told in (facts.fronts, facts.hypervolumes, facts.encoders, facts.bands, facts.overlays):
+        pd.testing.assert_frame_equal(told(points), told(trials))
+    # Membership is of the axes that are asked for, and of the rows that are there.
+    kept = facts.fronts(points)
+    pd.testing.assert_frame_equal(facts.fronts(kept, "mse", "accuracy"), facts.fronts(trials, "mse", "accuracy"))
+    assert facts.fronts(kept[~kept["on_front"]])["on_front"].any()
+
+
+def test_a_front_over_rates_is_of_all_rates_and_of_encoders_trained_alike():
+    def at(dim: int, seed: int, mse: float, **more: Any) -> dict[str, Any]:
+        own = {"dim": dim, "rate_bits": 4.0 * dim, "mse_centroid": 0.01}
+        return trial(more.pop("stage", "end_to_end"), seed, 0.0, (mse, 1.0), (mse, 1.0), **own | more)
+
+    rows = [at(1, 0, 0.06), at(2, 0, 0.05), at(3, 0, 0.055), at(1, 1, 0.04)]
+    bases = {"stage": "universal", "parent_lambda_c": 0.1}
+    decoders = [at(1, 0, 0.08, parent_id="one", **bases), at(2, 0, 0.085, parent_id="two", **bases)]
+    points = facts.fronts(frame([*rows, *decoders]), "rate_bits", "mse").set_index("trial_id")["on_front"]
+    assert [points[row["trial_id"]] for row in rows] == [True, True, False, True]
+    assert [points[row["trial_id"]] for row in decoders] == [True, False]
+    assert facts.fronts(frame(rows), "bits_per_pixel", "mse")["on_front"].sum() == 3
+    table = facts.bands(frame([row | {"seed": seed} for row in rows[:3] for seed in range(3)]), "rate_bits", "mse")
+    middle = table[table["share"] == 0.5]
+    assert middle[["x", "y"]].values.tolist() == [[4, 0.06], [8, 0.06], [8, 0.05]]
+    assert middle[facts.RATE].isna().all(axis=None)
+
+
+def test_bits_per_pixel_are_of_the_registrys_images():
+    rows = [
+        trial("end_to_end", 0, 0.0, (0.05, 1.0), (0.05, 1.0), dataset=name) for name in ("digits", "svhn", "folder")
+    ]
+    told = facts.compressors(frame(rows)).set_index("dataset")["bits_per_pixel"]
+    bits = rows[0]["rate_bits"]
+    assert (told["digits"], told["svhn"]) == (pytest.approx(bits / 784), pytest.approx(bits / 1024))
+    assert math.isnan(told["folder"])  # whose images are known to who trains alone
+    assert math.isnan(facts.compressors(frame([rows[0] | {"dataset": "of a plugin"}]))["bits_per_pixel"].iloc[0])
+
+
+def test_bands_by_hand():
+    def seed(number: int, *points: tuple[float, float]) -> list[dict[str, Any]]:
+        return [
+            trial("end_to_end", number, 0.1 * n, p, p, accuracy=p[1], val_accuracy=p[1]) for n, p in enumerate(points)
+        ]
+
+    rows = seed(0, (0.01, 0.5), (0.03, 0.9)) + seed(1, (0.02, 0.6)) + seed(2, (0.04, 0.8)) + seed(3, (0.2, 0.99))
+    table = facts.bands(frame(rows), "mse", "accuracy")
+    reached = {share: part[["x", "y"]].values.tolist() for share, part in table.groupby("share")}
+    assert reached[0.25] == [[0.01, 0.5], [0.02, 0.5], [0.02, 0.6], [0.03, 0.6], [0.03, 0.9]]
+    assert reached[0.5] == [[0.02, 0.5], [0.03, 0.5], [0.03, 0.6], [0.04, 0.6], [0.04, 0.8]]
+    # Seed 3 is worse than no bits at all: it counts, and reaches nothing.
+    assert reached[0.75] == [[0.04, 0.6]]
+    assert table["seeds"].unique().tolist() == [4]
+    assert facts.bands(frame(seed(0, (0.01, 0.5)) + seed(1, (0.02, 0.6)))).empty
+    assert facts.bands(frame([])).columns.tolist() == table.columns.tolist()
+
+
+def test_overlays_by_hand():
+    rows = study(0, 0.005)
+    for row in rows[:3]:
+        row |= {"mse_centroid": 0.02 + row["lambda_c"], "latent_label_entropy": 0.7, "latent_accuracy": 0.8}
+        row["metrics"] = ANCHORS | {"sliced_w2_floor": 0.01}
+    table = facts.overlays(frame(rows))
+    told = {(row["kind"], row["overlay"], row["metric"]): row["value"] for row in facts.records(table)}
+    base = rows[1]["trial_id"]  # the only encoder that decoders use
+    assert told == {
+        ("bound", base, "mse"): 0.035,
+        ("bound", base, "cross_entropy"): 0.7,
+        ("bound", base, "accuracy"): 0.8,
+        ("near-floor", "k-means 3 3", "mse"): 0.03,
+        ("near-floor", "real", "sliced_w2"): 0.01,
+        ("achievable", "no bits", "mse"): 0.1,
+        ("achievable", "no bits", "cross_entropy"): 2.0,
+    }
+    assert table.groupby("kind")["rate_bits"].first().to_dict() == {
+        "achievable": 0.0,
+        "bound": rows[0]["rate_bits"],
+        "near-floor": rows[0]["rate_bits"],
+    }
+    assert facts.overlays(frame([])).columns.tolist() == table.columns.tolist()
+    assert facts.overlays(stacked(rows, study(0, 0.0))).groupby("sweep").size().to_dict() == {"a": 7, "b": 3}
+
+
+def test_failures_of_several_sweeps_say_whose_they_are():
+    lost = study(0, 0.005)[0] | {"status": "oom"}
+    assert facts.failures(stacked([], [lost]))["sweep"].tolist() == ["b"]
+    assert facts.failures(frame([lost]))["sweep"].tolist() == [""]

@@ -518,6 +518,33 @@ def test_no_table_depends_on_the_order_of_rows(told):
     pd.testing.assert_frame_equal(one, other)
 
 
+@pytest.mark.parametrize("told", TABLES)
+def test_stacked_sweeps_are_judged_each_by_itself(told):
+    one, two = decisive(0) + decisive(1), gaussian_study(0.7) + decisive(2, joint_gap=0.1)
+    rows = [pd.DataFrame(frame(some)).assign(sweep=name) for name, some in (("a", one), ("b", two))]
+    together, alone = told(pd.concat(rows, ignore_index=True)), [told(some) for some in rows]
+    assert set(together["sweep"]) == {"a", "b"}
+    for name, table in zip("ab", alone, strict=True):
+        part = together[together["sweep"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, table.reset_index(drop=True), check_dtype=False)
+
+
+@pytest.mark.parametrize("told", TABLES)
+def test_points_serve_as_trials(told):
+    trials = frame(decisive(0) + decisive(1))
+    for points in (facts.compressors(trials), facts.fronts(trials)):
+        pd.testing.assert_frame_equal(told(points), told(trials))
+        assert gaps.matched_at(points) == gaps.matched_at(trials)
+        assert gaps.obstacle(points) is None
+
+
+def test_verdicts_of_several_sweeps_name_them():
+    both = pd.concat([whole().assign(sweep="a"), whole(joint_gap=-0.002).assign(sweep="b")], ignore_index=True)
+    one, two = gaps.verdicts(gaps.explanations(both))
+    assert one.startswith("a (3,3): the universality gap is real")
+    assert two.startswith("b (3,3): the universality gap is not shown")
+
+
 def two_sweeps() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     sweeps = []
     for epochs, gain in ((30, 0.0), (60, 0.003)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import gzip
 import json
 import math
 import re
@@ -20,6 +22,7 @@ from urc_sweep.store.tables import CURVES, TRIALS, curve_table, to_bytes
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{spec}}"
 PNG = b"\x89PNG not really"
+SCRIPTS = 2 + len(report.SCRIPTS)  # the data, plotly.js, and the page's own
 ANCHORS = [("label_entropy", 2.0), ("mse_kmeans", 0.03), ("mse_rate0", 0.1), ("val_mse_rate0", 0.1)]
 
 
@@ -50,9 +53,9 @@ def write(folder: Path, rows: list[dict[str, Any]], source: str = "abc", curve: 
 
 
 def payload(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    found = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', page)
     assert found
-    data: dict[str, Any] = json.loads(found[1])
+    data: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(found[1])))
     return data
 
 
@@ -76,7 +79,7 @@ def test_hostile_names_stay_text(tmp_path: Path):
     ]
     page = write(tmp_path, rows, curve=[(1, EVIL, EVIL, 0.5, 1.0)])
     tags = Tags(page).tags
-    assert [tag for tag, _ in tags].count("script") == 3
+    assert [tag for tag, _ in tags].count("script") == SCRIPTS
     assert "img" not in [tag for tag, _ in tags]
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
@@ -88,9 +91,11 @@ def test_hostile_names_stay_text(tmp_path: Path):
 def test_a_hostile_sweep_name_stays_text(tmp_path: Path):
     write(tmp_path, [row(1, "end_to_end")])
     store = Store(tmp_path / "store")
-    trials, curves = report.facts.load(store, "s"), report.facts.load_curves(store, "s")
-    page = report.render(trials, curves, EVIL, EVIL, [EVIL], EVIL, lambda sha256: PNG).replace(get_plotlyjs(), "")
-    assert [tag for tag, _ in Tags(page).tags].count("script") == 3
+    told = report.read(store, "s")
+    told.trials["sweep"] = EVIL
+    evil = dict.fromkeys(("source", "spec", "verified"), EVIL) | {"sweeps": [EVIL], "commands": [EVIL]}
+    page = report.render(dataclasses.replace(told, **evil)).replace(get_plotlyjs(), "")
+    assert [tag for tag, _ in Tags(page).tags].count("script") == SCRIPTS
     assert "<img" not in page
 
 
@@ -98,7 +103,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path):
     page = write(tmp_path, [row(1, "end_to_end")])
     for tag, attributes in Tags(page).tags:
         for name in ("src", "href", "srcset", "action", "data"):
-            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+            assert attributes.get(name, "data:").startswith(("data:", "#")), (tag, attributes)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|\bimport\(|https?://", page)
     assert "default-src 'none'" in page
 
@@ -144,11 +149,13 @@ def test_what_the_script_draws_from_is_what_facts_say(tmp_path: Path):
     assert data["trials"]["mse"] == pytest.approx([0.051, 0.052, 0.053])
     assert data["trials"]["samples"] == [sha256, None, None]
     assert data["images"] == {sha256: base64.b64encode(PNG).decode()}
-    assert list(data["axes"]) == ["mse", "cross_entropy"]  # axes that are all null are not offered
+    # Axes that are all null are not offered.
+    assert list(data["axes"]) == ["mse", "cross_entropy", "rate_bits", "bits_per_pixel"]
     assert data["curves"]["lines"][0]["values"] == {"train/loss": [[1, 2], [0.5, 0.25]]}
-    assert data["floors"] == [{"rate": 0, "mse": 0.03}]
+    floor = {"kind": "near-floor", "label": "k-means near-floor (not a bound)", "sweep": 0, "of": None}
+    assert floor | {"rate": 0, "at": {"mse": 0.03}} in data["overlays"]
     # C = .9 is met by the universal trial (.7): 100 * (.053 - .051) / .051 = 3.9 %; one seed carries no interval.
-    assert "<td>+0.00200</td><td>+3.9</td><td>no interval under 3 seeds</td><td>1 of 1</td>" in page
+    assert "<td>+0.00200</td><td>+3.9</td><td>none under 3 seeds</td><td>1 of 1</td>" in page
     assert "reference (0.1000, 2.0000 nats)" in page
 
 
@@ -162,6 +169,5 @@ def test_images_stop_at_the_budget_of_an_attachment(tmp_path: Path, monkeypatch:
     rows = [row(n, "end_to_end", samples_sha256=f"{n:064x}", originals_sha256=f"{0:064x}") for n in (1, 2, 3)]
     write(tmp_path, rows)
     store = Store(tmp_path / "store")
-    trials, curves = report.facts.load(store, "s"), report.facts.load_curves(store, "s")
-    data = payload(report.render(trials, curves, "s", "", [], "", lambda sha256: PNG))
+    data = payload(report.render(dataclasses.replace(report.read(store, "s"), image=lambda sha256: PNG)))
     assert list(data["images"]) == [f"{0:064x}", f"{1:064x}"]

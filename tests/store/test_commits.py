@@ -154,6 +154,16 @@ def test_a_file_that_is_no_record_is_damaged(store, content):
         store.committed(A)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "-1E400"])
+def test_a_number_without_a_value_is_damage_under_a_right_checksum_too(store, value):
+    path = store.layout.commit(A)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = json.dumps(RECORD | {"more": [0.5]}).replace("0.5", value)
+    path.write_text(f'{{"record": {body}, "sha256": "{digest(body.encode())}"}}')
+    with pytest.raises(StoreError, match="damaged"):
+        store.committed(A)
+
+
 def test_a_record_under_another_id_is_refused(store):
     store.commit(A, RECORD)
     moved = store.layout.commit(B)

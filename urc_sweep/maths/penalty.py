@@ -7,6 +7,7 @@ Which point is picked is decided on the validation split, the number reported is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from urc_sweep.maths.frontier import hypervolume
+from urc_sweep.maths.streams import stream
 
 Floats = NDArray[np.float64]
 
@@ -37,15 +39,20 @@ class Interval:
     n: int
 
 
-def pick(constraint: float, val_cost: Floats, val_constrained: Floats) -> int | None:
-    """Return the index of the cheapest point that meets the constraint on validation, ``None`` if none does."""
-    val_cost, val_constrained = np.asarray(val_cost, float), np.asarray(val_constrained, float)
-    feasible = np.flatnonzero((val_constrained <= constraint) & np.isfinite(val_cost))
-    return int(feasible[np.argmin(val_cost[feasible])]) if len(feasible) else None
+def pick(constraints: Floats, val_cost: Floats, val_constrained: Floats) -> NDArray[np.int64]:
+    """Return per constraint the index of the cheapest point that meets it on validation, -1 where none does."""
+    met = np.asarray(val_constrained, float) <= np.asarray(constraints, float)[:, None]
+    # Never picked, and first where there is nothing else: no point at all.
+    cost = np.column_stack([np.where(met & np.isfinite(val_cost), val_cost, np.inf), np.full(len(met), np.inf)])
+    index = cost.argmin(axis=1)
+    return np.where(np.isfinite(cost[np.arange(len(met)), index]), index, -1)
 
 
-def paired_interval(differences: Floats, bootstrap: np.random.Generator | None = None) -> Interval:
-    """Return mean and 95 % interval of paired differences: t below ten pairs, percentile bootstrap from ten on."""
+def paired_interval(differences: Floats, bootstrap: int | None = None) -> Interval:
+    """Return mean and 95 % interval of paired differences: t below ten pairs, percentile bootstrap from ten on.
+
+    ``bootstrap`` is the seed of its draws, the same for all differences of one length; without it: t throughout.
+    """
     values = np.asarray(differences, dtype=np.float64)
     values = values[np.isfinite(values)]
     n = len(values)
@@ -57,9 +64,15 @@ def paired_interval(differences: Floats, bootstrap: np.random.Generator | None =
     if n < BOOTSTRAP_FROM or bootstrap is None:
         half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
         return Interval(mean, mean - half, mean + half, n)
-    means = values[bootstrap.integers(n, size=(10_000, n))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(_resamples(n, bootstrap) @ values, [0.025, 0.975])
     return Interval(mean, float(low), float(high), n)
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(n: int, seed: int) -> Floats:
+    """Return (10,000, n): how much of the mean of each resample every one of ``n`` pairs is."""
+    drawn = stream(seed, "bootstrap").integers(n, size=(10_000, n))
+    return np.stack([(drawn == pair).sum(axis=1) for pair in range(n)], axis=1) / n
 
 
 def split_gap(universal: Floats, own: Floats, base_centroid: Floats, own_centroid: Floats) -> tuple[Floats, Floats]:
@@ -93,7 +106,7 @@ def rate_penalty(rate: float, points: Floats, encoders: Sequence[tuple[float, Fl
 
 def _dominate(decoders: Floats, points: Floats) -> bool:
     """Return whether every one of ``points`` is as bad as one of ``decoders``, or worse, in every objective."""
-    return all(bool((decoders <= point).all(axis=1).any()) for point in points)
+    return bool(np.all(np.any(np.all(decoders <= points[:, None], axis=2), axis=1)))
 
 
 def rate_needed(distortion: float, rates: Floats, reached: Floats) -> tuple[float, str]:

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from urc_sweep.maths.frontier import hypervolume, nondominated
+from urc_sweep.maths.frontier import attainment, hypervolume, nondominated
+from urc_sweep.maths.penalty import FEWEST_PAIRS
+from urc_sweep.plan import registry
 from urc_sweep.store import query
 from urc_sweep.store.commits import Store
 
@@ -35,8 +37,11 @@ AXES: Mapping[str, str] = MappingProxyType(
         "mse_centroid": "MSE of the best decoder on this encoder",
         "latent_label_entropy": "label entropy given the latent H(S|Z,U) [nats]",
         "latent_accuracy": "accuracy from the latent",
+        "rate_bits": "rate [bits per image]",
+        "bits_per_pixel": "rate [bits per pixel]",
     }
 )
+RATE_AXES = frozenset({"rate_bits", "bits_per_pixel"})
 LARGER_IS_BETTER = frozenset({"accuracy", "ssim", "psnr_db", "heldout_accuracy", "latent_accuracy"})
 
 STATUSES = ("done", "running", "pending", "stopped", "failed", "diverged", "oom", "skipped")
@@ -44,33 +49,54 @@ FAILURES = ("failed", "diverged", "oom", "skipped")
 RATE = ["dim", "levels", "rate_bits"]
 WEIGHTS = ["lambda_c", "lambda_d", "lambda_p"]
 ENCODER = ["parent_lambda_c", "parent_lambda_d", "parent_lambda_p"]
-# A front is of one rate, stage, seed and settings, and of one frozen encoder where there is one.
-FRONT = [*RATE, "stage", "seed", "parent_id", "variant"]
+PARENT = [*ENCODER, "parent_stage", "parent_variant"]
+# A front is of one sweep, rate, stage, seed and settings, and of one frozen encoder where there is one.
+FRONT = ["sweep", *RATE, "stage", "seed", "parent_id", "variant"]
+# Over an axis that is a rate it is of all rates; encoders of two rates are alike if they were trained alike.
+FRONT_OF_RATES = ["sweep", "stage", "seed", *PARENT, "variant"]
+SHARES = (0.25, 0.5, 0.75)  # of the seeds: what a band is between, and its middle
 # The point that no bits reach: MSE of the best constant image, H(S); of the test split.
 REFERENCE = ["reference_mse", "reference_cross_entropy"]
+_ANCHORS = dict(zip(REFERENCE, ["mse", "cross_entropy"], strict=True))
+# What an encoder kept, and the metric of any decoder on it that this bounds.
+_BOUNDS = {"mse_centroid": "mse", "latent_label_entropy": "cross_entropy", "latent_accuracy": "accuracy"}
 
 
-def load(store: Store, sweep: str) -> pd.DataFrame:
-    """Return the ``trials`` table of one sweep, one row per trial, units as in the store's schema."""
-    return query.frame(query.trials(store, sweep))
+def load(store: Store, sweeps: str | Sequence[str]) -> pd.DataFrame:
+    """Return the ``trials`` table of one sweep, or of several stacked (column ``sweep``), units as in the schema."""
+    return query.frame(query.trials(store, sweeps))
 
 
-def load_curves(store: Store, sweep: str) -> pd.DataFrame:
-    """Return the ``curves`` table of one sweep: one row per (trial, epoch, split, metric)."""
-    return query.frame(query.curves(store, sweep))
+def load_curves(store: Store, sweeps: str | Sequence[str], trial_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the ``curves`` of sweeps, one row per (trial, epoch, split, metric); of these trials alone if given."""
+    return query.frame(query.curves(store, sweeps, trial_ids))
 
 
 def compressors(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials that have a rate, lowest rate first, then by stage, weight and seed.
+    """Return the trials that have a rate, lowest rate first, then by stage, weight and seed; with facts beside them.
 
-    What is known of the trial whose encoder they use is beside them: ``parent_stage`` and ``parent_variant`` ("" where
-    there is none), ``parent_lambda_d`` and ``parent_mse_centroid``.
+    Of the trial whose encoder they use: ``parent_stage`` and ``parent_variant`` ("" where there is none),
+    ``parent_lambda_d``, ``parent_mse_centroid``. Of the data: ``bits_per_pixel`` (NaN where its images' size is not
+    planned), the ``REFERENCE``, and by it ``worse_than_rate0``: a validation MSE above that of the best constant image.
+    A table that has them is returned as it is: what all facts need is then computed once.
     """
-    points = trials[trials["dim"].notna()].astype({"dim": "int64", "levels": "int64"})
+    if "worse_than_rate0" in trials:
+        return trials
+    points = trials[trials["dim"].notna()].astype({"dim": "int64", "levels": "int64"}).reset_index(drop=True)
+    points["sweep"] = points.get("sweep", "")
     points["variant"] = points["variant"].fillna("") if "variant" in points else ""  # the first release had none
-    for name, missing in (("stage", ""), ("variant", ""), ("lambda_d", np.nan), ("mse_centroid", np.nan)):
-        known = dict(zip(points["trial_id"], points[name], strict=True))
-        points[f"parent_{name}"] = [known.get(parent, missing) for parent in points["parent_id"]]
+    place = {key: row for row, key in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
+    parents = [place.get(key, -1) for key in zip(points["sweep"], points["parent_id"], strict=True)]
+    for name in ("stage", "variant", "lambda_d", "mse_centroid", "config_json"):
+        missing = "" if name in ("stage", "variant") else np.nan
+        points[f"parent_{name}"] = points[name].reindex(parents, fill_value=missing).array
+    known = {data.name: data.facts["image"] for data in registry.of_kind("dataset") if "image" in data.facts}
+    pixels = points["dataset"].map({name: float(height * width) for name, (_, height, width) in known.items()})
+    points["bits_per_pixel"] = points["rate_bits"] / pixels.astype("float64")
+    points[["val_rate_bits", "val_bits_per_pixel"]] = points[["rate_bits", "bits_per_pixel"]]  # of every split
+    points["reference_mse"] = anchor(points, "mse_rate0")
+    points["reference_cross_entropy"] = anchor(points, "label_entropy")
+    points["worse_than_rate0"] = points["val_mse"] > anchor(points, "val_mse_rate0")
     order = ["rate_bits", "dim", "stage", "parent_lambda_c", "lambda_c", "seed"]
     return points.sort_values(order, kind="stable", ignore_index=True)
 
@@ -78,12 +104,13 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
 def anchor(points: pd.DataFrame, name: str) -> pd.Series[float]:
     """Return the anchor ``metrics[name]`` of each point's data set (end-to-end trials carry them).
 
-    ``mse_rate0`` and ``mse_kmeans``: MSE per pixel; ``label_entropy``: H(S) in nats; ``val_*`` of the validation split.
-    That of k-means is the rate's own, and missing at rates without end-to-end trials (refined, reduced).
+    ``mse_rate0``, and ``mse_kmeans`` of k-means with 2^R codewords: MSE per pixel; ``label_entropy``: H(S) in nats;
+    ``val_*`` of the validation split. That of k-means is the rate's own, and missing at rates without end-to-end trials
+    (refined, reduced).
     """
     own = [metrics.get(name) if isinstance(metrics, dict) else None for metrics in points["metrics"]]
     values = pd.Series(own, index=points.index, dtype="float64")
-    keys = [points[key] for key in ("dataset", *(RATE if name == "mse_kmeans" else ()))]
+    keys = [points[key] for key in ("sweep", "dataset", *(RATE if name == "mse_kmeans" else ()))]
     return values.groupby(keys).transform("first")
 
 
@@ -93,21 +120,30 @@ def oriented(points: pd.DataFrame, axes: Sequence[str], prefix: str = "") -> NDA
     return np.column_stack(columns)
 
 
-def fronts(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd.DataFrame:
-    """Return the done compressor trials with the columns ``on_front``, ``worse_than_rate0`` and the ``REFERENCE``.
+def cells(table: pd.DataFrame, keys: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return the positions of each group's rows, groups in the order of their keys; a missing key is a key.
 
-    Membership in the front over (x, y) is decided on validation, per rate, stage, seed, frozen encoder and variant. A
-    run whose validation MSE is above that of the best constant image is flagged and on no front.
+    Positions are cheap: cutting a table of a hundred columns apart by the hundred takes seconds.
     """
-    points = compressors(trials).query("status == 'done'").reset_index(drop=True)
-    points["worse_than_rate0"] = points["val_mse"] > anchor(points, "val_mse_rate0")
-    points["reference_mse"] = anchor(points, "mse_rate0")
-    points["reference_cross_entropy"] = anchor(points, "label_entropy")
-    points["on_front"] = False
-    eligible = points.loc[~points["worse_than_rate0"], [*FRONT, *{f"val_{x}", f"val_{y}"}]]
-    for _, group in eligible.groupby(FRONT, dropna=False):
-        points.loc[group.index, "on_front"] = nondominated(oriented(group, [x, y], "val_"))
-    return points
+    number = table.groupby(list(keys), dropna=False).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else []
+
+
+def fronts(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd.DataFrame:
+    """Return the done compressor trials with the facts of ``compressors`` and the column ``on_front``.
+
+    Membership in the front over (x, y) is decided on validation, per sweep, rate, stage, seed, frozen encoder and
+    variant; with a rate as an axis, over all rates. A run that is ``worse_than_rate0`` is on no front.
+    """
+    points = compressors(trials)
+    if not (done := points["status"] == "done").all():  # of those that are, no copy
+        points = points[done].reset_index(drop=True)
+    member = np.zeros(len(points), dtype=bool)
+    values = np.where(points[["worse_than_rate0"]], np.nan, oriented(points, [x, y], "val_"))
+    for cell in cells(points, FRONT_OF_RATES if RATE_AXES & {x, y} else FRONT):
+        member[cell] = nondominated(values[cell])
+    return points.assign(on_front=member)
 
 
 def hypervolumes(trials: pd.DataFrame) -> pd.DataFrame:
@@ -117,16 +153,63 @@ def hypervolumes(trials: pd.DataFrame) -> pd.DataFrame:
     same for all fronts of a data set, so hypervolumes of one sweep may be compared. Missing reference: NaN.
     """
     points = fronts(trials)
-    keys = [*RATE, "stage", "parent_lambda_c", "seed", "parent_id", "parent_stage", "parent_variant", "variant"]
-    rows = []
-    # A joint trial is an encoder without a reconstruction: its decoders have the front.
-    needed = [*keys, *REFERENCE, "mse", "cross_entropy", "on_front"]  # cutting all columns apart would take seconds
-    for key, group in points.loc[points["mse"].notna(), needed].groupby(keys, dropna=False):
-        reference = group[REFERENCE].iloc[0].to_numpy(float)
-        front = oriented(group[group["on_front"]], ["mse", "cross_entropy"])
-        volume = hypervolume(front, reference) if np.isfinite(reference).all() else float("nan")
-        rows.append([*key, len(front), volume, *reference])
+    points = points[points["mse"].notna()]  # a joint trial is an encoder without a reconstruction
+    keys = ["sweep", *RATE, *"stage parent_lambda_c seed parent_id parent_stage parent_variant variant".split()]
+    values, member = oriented(points, ["mse", "cross_entropy"]), points["on_front"].to_numpy()
+    told, rows = points[[*keys, *REFERENCE]], []
+    for cell in cells(points, keys):
+        front, (*key, mse, entropy) = values[cell[member[cell]]], told.iloc[cell[0]]
+        corner = np.array([mse, entropy])
+        volume = hypervolume(front, corner) if np.isfinite(corner).all() else np.nan
+        rows.append([*key, len(front), volume, *corner])
     return pd.DataFrame(rows, columns=[*keys, "points", "hypervolume", *REFERENCE])
+
+
+def bands(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd.DataFrame:
+    """Return how far fronts reach over seeds: the corners of attainment surfaces, test values of validation's fronts.
+
+    Per sweep, rate, stage, encoder's weights and variant, one row per corner of the region that at least ``share``
+    (``SHARES``) of the ``seeds`` reach, from its best x on (Fonseca, Guerreiro, Lopez-Ibanez, Paquete 2011).
+    Under three seeds there is none. With a rate as an axis it is of all rates; ``RATE`` is then missing.
+    """
+    points = fronts(trials, x, y)
+    keys = ["sweep", *([] if RATE_AXES & {x, y} else RATE), "stage", *PARENT, "variant"]
+    sign = np.array([-1.0 if axis in LARGER_IS_BETTER else 1.0 for axis in (x, y)])
+    values = np.where(points[["on_front"]], oriented(points, [x, y]), np.nan)
+    seed, told, rows = points["seed"].to_numpy(), points[keys], []
+    for cell in cells(points, keys):
+        seeds = len(np.unique(seed[cell]))
+        for share in SHARES if seeds >= FEWEST_PAIRS else ():
+            corners, first = sign * attainment(values[cell], seed[cell], share), [*told.iloc[cell[0]], seeds, share]
+            rows += [[*first, *corner] for corner in corners.tolist()]
+    columns = ["sweep", *RATE, "stage", *PARENT, "variant", "seeds", "share", "x", "y"]
+    return pd.DataFrame(rows, columns=[*keys, *columns[-4:]]).reindex(columns=columns)
+
+
+def overlays(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return what theory and anchors say beside the points, test split: one row per ``overlay`` and ``metric``.
+
+    ``kind`` is ``bound`` (what no decoder on an encoder that other decoders use can beat; ``overlay`` is the encoder's
+    trial id), ``near-floor`` (k-means at a rate; real against real) or ``achievable`` (what no bits reach). Rows of
+    one sweep and ``overlay`` are one place; ``RATE`` is missing where it is of no rate. Units as in ``AXES``.
+    """
+    points = compressors(trials)
+    points = points.assign(real=anchor(points, "sliced_w2_floor"), mse_kmeans=anchor(points, "mse_kmeans"))
+    used = points.loc[points["stage"].isin(["universal", "joint_decoder"]), "parent_id"].unique()
+    encoder = points[points["trial_id"].isin(used)]
+    each, once = (points.drop_duplicates(["sweep", *keys]) for keys in (RATE, ["dataset"]))
+    once = once.assign(dim=np.nan, levels=np.nan, rate_bits=np.nan)
+    codewords = "k-means " + each["dim"].astype(str) + " " + each["levels"].astype(str)
+    keys, parts = ["sweep", "overlay", "kind", "label", *RATE], []
+    for kind, label, overlay, table, names in (
+        ("bound", "bound of this encoder, up to sampling of its cells", encoder["trial_id"], encoder, _BOUNDS),
+        ("near-floor", "k-means near-floor (not a bound)", codewords, each, {"mse_kmeans": "mse"}),
+        ("near-floor", "real against real", "real", once, {"real": "sliced_w2"}),
+        ("achievable", "no bits: best constant image, H(S)", "no bits", once.assign(rate_bits=0.0), _ANCHORS),
+    ):
+        told = table.assign(kind=kind, label=label, overlay=overlay)[[*keys, *names]].rename(columns=names)
+        parts.append(told.melt(keys, var_name="metric").dropna(subset="value"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -142,22 +225,16 @@ def encoders(trials: pd.DataFrame) -> pd.DataFrame:
     """
     facts = ["mse", "mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"]
     points = fronts(trials)
-    columns = ["trial_id", *RATE, "seed", *WEIGHTS, *facts, "worse_than_rate0", "stage", "variant"]
+    columns = ["sweep", "trial_id", *RATE, "seed", *WEIGHTS, *facts, "worse_than_rate0", "stage", "variant"]
     return points.loc[points["stage"].isin(["end_to_end", "control", "joint"]), columns].reset_index(drop=True)
-
-
-def near_floors(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return ``mse_kmeans`` per rate: MSE of k-means with 2^R codewords, a near-floor of the test MSE, not a bound."""
-    points = compressors(trials)
-    points["mse_kmeans"] = anchor(points, "mse_kmeans")
-    return points.loc[points["mse_kmeans"].notna(), [*RATE, "mse_kmeans"]].drop_duplicates(ignore_index=True)
 
 
 def failures(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that ended without a result, and why."""
-    columns = ["trial_id", "stage", *RATE, "seed", *WEIGHTS, "parent_lambda_c", "status", "attempt"]
+    columns = ["sweep", "trial_id", "stage", *RATE, "seed", *WEIGHTS, "parent_lambda_c", "status", "attempt"]
     columns += ["error_type", "error_message", "host"]
-    return trials.loc[trials["status"].isin(FAILURES), columns].reset_index(drop=True)
+    told = trials.assign(sweep=trials.get("sweep", ""))
+    return told.loc[told["status"].isin(FAILURES), columns].reset_index(drop=True)
 
 
 def progress(trials: pd.DataFrame) -> pd.DataFrame:

@@ -1,13 +1,17 @@
 """What universality costs, and why: penalties, their split, rate penalties, the decisive study, two sweeps compared.
 
-Invariant: a universal front is judged only by end-to-end trials of its rate, its seed and its encoder's settings. Its
+Invariant: a universal front is judged only by end-to-end trials of its sweep, rate, seed and encoder's settings. Its
 members, and the points that are picked at a constraint, are decided on the ``val_*`` columns; every number that is
-reported is a test value, a mean over paired seeds with how many they were and their 95 % interval.
+reported is a test value, a mean over paired seeds with how many they were and their 95 % interval. Several sweeps
+may be stacked: each is judged by itself, and every table says which (column ``sweep``).
+
+Points are handled by their positions in one table, not as tables of their own: a sweep has hundreds of fronts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -15,14 +19,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from urc_sweep.errors import SpecError, StoreError, choices
 from urc_sweep.maths import penalty
-from urc_sweep.maths.streams import FIXED_SEED, stream
-from urc_sweep.show.facts import ENCODER, RATE, REFERENCE, WEIGHTS, compressors, fronts, oriented, records
+from urc_sweep.maths.streams import FIXED_SEED
+from urc_sweep.show.facts import ENCODER, FRONT, RATE, REFERENCE, WEIGHTS, cells, compressors, fronts, oriented, records
 from urc_sweep.store.tables import LAMBDAS
 
 Names = Sequence[str]
+Positions = NDArray[np.int64]
 
 # What may be matched, and the weight of the term that it constrains: trials without that term are another study's.
 LABELLED = ("cross_entropy", "accuracy", "heldout_cross_entropy", "heldout_accuracy")
@@ -30,11 +36,12 @@ CONSTRAINTS = dict.fromkeys(LABELLED, "lambda_c") | dict.fromkeys(("sliced_w2", 
 UNIVERSAL = ("universal", "joint_decoder")
 # What makes one base encoder, and one family of its decoders; the same in every seed.
 ENCODED = ["stage", "parent_stage", "parent_variant", *ENCODER]
-BASE = [*RATE, *ENCODED, "variant"]
+BASE = ["sweep", *RATE, *ENCODED, "variant"]
 FRONT_AXES = ["mse", "cross_entropy"]
-# What is read of a point: fronts are cut out by the hundred, at a price for each column that the table has.
-_READ = [*BASE, *WEIGHTS, *REFERENCE, *FRONT_AXES, "val_mse", "val_cross_entropy", "mse_centroid"]
-_READ += ["parent_mse_centroid", "trial_id", "parent_id", "seed", "on_front"]
+_SETTINGS = ["epochs", "gradient", "batchnorm", "rest"]
+# What is read of a point: a sweep has thousands, and copies cost for each of its hundred columns.
+_READ = [*BASE, *WEIGHTS, *REFERENCE, *FRONT_AXES, "val_mse", "val_cross_entropy", "mse_centroid", "on_front"]
+_READ += ["parent_mse_centroid", "parent_id", "seed", "config_json", "parent_config_json"]
 COMPARED = ["mse", "cross_entropy", "accuracy", "sliced_w2"]
 ASKED = "lambda scale", "batch norm", "encoder optimisation: gradient", "encoder optimisation: epochs", "universality"
 SCALE, BATCH_NORM, GRADIENT, EPOCHS, UNIVERSALITY = ASKED
@@ -64,7 +71,7 @@ def obstacle(trials: pd.DataFrame, at: str = "cross_entropy") -> str | None:
     """Return in one line what a penalty still needs, ``None`` if it can be told."""
     points, term = _points(trials, at), LAMBDAS[CONSTRAINTS[at]]
     known = points[points[f"val_{at}"].notna()]
-    sizes = known.groupby(["stage", *RATE, "seed", "parent_id", "variant"], dropna=False).size().groupby("stage").max()
+    sizes = known.groupby(FRONT, dropna=False).size().groupby("stage").max()
     for stage, names in (("end_to_end", ["end_to_end"]), ("universal", [*UNIVERSAL])):
         most = sizes.reindex(names, fill_value=0).max()
         if not most:
@@ -72,7 +79,7 @@ def obstacle(trials: pd.DataFrame, at: str = "cross_entropy") -> str | None:
         if most < penalty.FEWEST_POINTS:
             change = f"give objective.{term} of stage {stage} more weights"
             return f"no penalty: a front needs at least two points, those of {stage} trials have one; {change}"
-    return None if any(_matched(points)) else "no penalty: no universal trial shares rate and seed with end-to-end ones"
+    return None if _matched(points) else "no penalty: no universal trial shares rate and seed with end-to-end ones"
 
 
 def penalties(trials: pd.DataFrame, at: str = "cross_entropy") -> pd.DataFrame:
@@ -85,7 +92,7 @@ def penalties(trials: pd.DataFrame, at: str = "cross_entropy") -> pd.DataFrame:
     Trials whose objective lacks the term that the constraint is on are left out.
     """
     means = ["constraint", "mse_end_to_end", "mse_universal"]
-    table = _averaged(_pairs(trials, at), [*BASE, *WEIGHTS], ["penalty"], means)
+    table = _averaged(_pairs(_points(trials, at), at), [*BASE, *WEIGHTS], ["penalty"], means)
     percent = 100 * table["penalty"] / table["mse_end_to_end"]
     return table.assign(penalty_percent=percent, infeasible=table["seeds"] == 0)
 
@@ -98,7 +105,7 @@ def splits(trials: pd.DataFrame, at: str = "cross_entropy") -> pd.DataFrame:
     which the universal front misses the constraint, and encoders without mse_centroid, are left out. The floor is that
     of evaluation mode: under ``frozen_batchnorm: batch``, what the batches change counts as the decoder's.
     """
-    pairs = _pairs(trials, at).dropna(subset=["penalty", "base_centroid", "own_centroid"])
+    pairs = _pairs(_points(trials, at), at).dropna(subset=["penalty", "base_centroid", "own_centroid"])
     read = pairs[["mse_universal", "mse_end_to_end", "base_centroid", "own_centroid"]].to_numpy(float).T
     pairs["gap"], (pairs["encoder"], pairs["decoder"]) = pairs["penalty"], penalty.split_gap(*read)
     return _averaged(pairs, [*BASE, *WEIGHTS], ["gap", "encoder", "decoder"], ["constraint"])
@@ -113,25 +120,27 @@ def rate_penalties(trials: pd.DataFrame) -> pd.DataFrame:
     ``end_to_end_rates``, never extrapolated, so only a share ``placed`` of the points counts. ``status`` and
     ``profile_status`` name what is missing: with ``needs lower rates`` A is an upper bound, profile_max a lower one.
     """
-    matched = list(_matched(_points(trials, "cross_entropy")))
-    families = [(front["seed"].iloc[0], encoder(dict(front.iloc[0]))) for _, _, front in matched]
-    reached_by = [(_rate(front), oriented(front, FRONT_AXES)) for _, _, front in matched]
-    rows = []
-    for family, (others, own, decoders) in zip(families, matched, strict=True):
+    points = _points(trials, "cross_entropy")
+    names = ("rate_bits", "val_mse", "val_cross_entropy", "mse")
+    bits, cost, level, mse = (points[name].to_numpy(float) for name in names)
+    reached, member = oriented(points, FRONT_AXES), points["on_front"].to_numpy()
+    matched, rows = _matched(points), []
+    families = [(row["sweep"], row["seed"], encoder(row)) for row, *_ in matched]
+    reached_by = [(row["rate_bits"], reached[front]) for row, _, _, front in matched]
+    for family, (row, others, own, front) in zip(families, matched, strict=True):
         if len(own) < penalty.FEWEST_POINTS:
             continue
         encoders = [points for other, points in zip(families, reached_by, strict=True) if other == family]
-        ends = [end for _, end in others.groupby("rate_bits")]
-        rates = [_rate(end) for end in ends]
-        needed = []
-        for mse, level in decoders.loc[decoders["on_front"], ["mse", "val_cross_entropy"]].to_numpy(float):
-            reached = [_read(level, end, "cross_entropy")[0] for end in ends]
-            needed.append(penalty.rate_needed(mse, np.array(rates), np.array(reached)))
-        value, word = penalty.rate_penalty(_rate(decoders), oriented(own, FRONT_AXES), encoders)
-        profile = _rate(decoders) - pd.Series([bits for bits, _ in needed], dtype="float64")
-        measured = [value, profile.max(), profile.mean(), profile.notna().mean()]
-        told = [word, _words(word for _, word in needed), _bits(bits for bits, _ in encoders), _bits(rates)]
-        rows.append([*decoders[BASE].iloc[0], *measured, *told])
+        rates, shown = np.unique(bits[others]), front[member[front]]
+        sides = (others[bits[others] == rate] for rate in rates)
+        picked = ((side, penalty.pick(level[shown], cost[side], level[side])) for side in sides)
+        ends = np.array([np.append(mse[side], np.nan)[index] for side, index in picked])
+        needed = [penalty.rate_needed(mse[point], rates, least) for point, least in zip(shown, ends.T, strict=True)]
+        value, word = penalty.rate_penalty(row["rate_bits"], reached[own], encoders)
+        profile = row["rate_bits"] - pd.Series([least for least, _ in needed], dtype="float64")
+        row |= {"rate_penalty": value, "status": word, "profile_status": _words(word for _, word in needed)}
+        row |= {"profile_max": profile.max(), "profile_mean": profile.mean(), "placed": profile.notna().mean()}
+        rows.append(row | {"rates": _bits(rate for rate, _ in encoders), "end_to_end_rates": _bits(rates)})
     values = ["rate_penalty", "profile_max", "profile_mean"]
     words = ["status", "profile_status", "rates", "end_to_end_rates"]
     return _averaged(pd.DataFrame(rows, columns=[*BASE, *values, "placed", *words]), BASE, values, ["placed"], words)
@@ -142,11 +151,12 @@ def hypervolume_ratios(trials: pd.DataFrame) -> pd.DataFrame:
 
     In (mse, cross-entropy), both below the same reference (MSE of the best constant image, H(S)); paired by seed.
     """
-    rows = []
-    for _, own, decoders in _matched(_points(trials, "cross_entropy")):
-        universal, end_to_end = (oriented(front[front["on_front"]], FRONT_AXES) for front in (decoders, own))
-        reference = decoders[REFERENCE].iloc[0].to_numpy(float)
-        rows.append(dict(decoders.iloc[0]) | {"ratio": penalty.hypervolume_ratio(universal, end_to_end, reference)})
+    points = _points(trials, "cross_entropy")
+    reached, member = oriented(points, FRONT_AXES), points["on_front"].to_numpy()
+    corner, rows = points[REFERENCE].to_numpy(float), []
+    for row, _, own, front in _matched(points):
+        universal, end_to_end = (reached[side[member[side]]] for side in (front, own))
+        rows.append(row | {"ratio": penalty.hypervolume_ratio(universal, end_to_end, corner[front[0]])})
     return _averaged(pd.DataFrame(rows, columns=[*BASE, "ratio"]), BASE, ["ratio"])
 
 
@@ -165,15 +175,19 @@ def explanations(trials: pd.DataFrame) -> pd.DataFrame:
     MSE per pixel; within a seed, means over weights. An explanation without its arms has one row with ``seeds`` 0.
     """
     points = _points(trials, "cross_entropy")
+    own = map(_settings, points["config_json"].fillna("{}"))
+    points[_SETTINGS] = pd.DataFrame(own, columns=range(4), index=points.index)
+    points["arm"] = pd.Series(_arms(points), index=points.index, dtype="str")
     ends = points[points["stage"] == "end_to_end"]
-    keys = [*RATE, "explanation", "arm"]
-    each = pd.DataFrame(_evidence(points, ends, _pairs(trials, "cross_entropy")), columns=[*keys, "seed", "value"])
+    rate, keys = ["sweep", *RATE], ["sweep", *RATE, "explanation", "arm"]
+    told = [[sweep, *row] for sweep, own in points.groupby("sweep") for row in _evidence(own.reset_index(drop=True))]
+    each = pd.DataFrame(told, columns=[*keys, "seed", "value"])
     each = each.astype({"dim": "int64", "levels": "int64", "rate_bits": "float64", "value": "float64"})
     by_seed = each.groupby([*keys, "seed"])["value"].mean().reset_index()
-    asked = ends[RATE].drop_duplicates().merge(pd.DataFrame({"explanation": ASKED}), how="cross")
+    asked = ends[rate].drop_duplicates().merge(pd.DataFrame({"explanation": ASKED}), how="cross")
     found = asked.merge(_averaged(by_seed, keys, ["value"]), how="left")
-    zero = ends[ends["lambda_c"] == 0].groupby([*RATE, "arm"])["val_mse"].mean().reset_index()
-    best = zero.sort_values("val_mse", kind="stable").drop_duplicates(RATE)[[*RATE, "arm"]].assign(best_arm=True)
+    zero = ends[ends["lambda_c"] == 0].groupby([*rate, "arm"])["val_mse"].mean().reset_index()
+    best = zero.sort_values("val_mse", kind="stable").drop_duplicates(rate)[[*rate, "arm"]].assign(best_arm=True)
     table = found.merge(best.assign(explanation=UNIVERSALITY), how="left").rename(columns={"value": "mean"})
     table["best_arm"] = table["best_arm"].eq(True)
     return table.fillna({"arm": "", "seeds": 0, "of_seeds": 0}).astype({"seeds": "int64", "of_seeds": "int64"})
@@ -181,13 +195,14 @@ def explanations(trials: pd.DataFrame) -> pd.DataFrame:
 
 def verdicts(explained: pd.DataFrame) -> Iterator[str]:
     """Yield the study's verdict per rate: real only if joint's interval is above 0 in the best-optimised arm."""
-    for (dim, levels), rows in explained.groupby(RATE[:2]):
+    several = explained["sweep"].nunique() > 1
+    for (sweep, dim, levels), rows in explained.groupby(["sweep", *RATE[:2]]):
         judged = rows[rows["best_arm"]]
         if not (rows["explanation"].eq(UNIVERSALITY) & rows["of_seeds"].gt(0)).any():
             continue  # no joint trial, no verdict
         shown = "real" if (judged["low"] > 0).any() else "not shown"
         why = f"in the best-optimised arm, {judged['arm'].iloc[0]}" if len(judged) else "no joint trial in the best arm"
-        yield f"({dim},{levels}): the universality gap is {shown} ({why})"
+        yield f"{f'{sweep} ' if several else ''}({dim},{levels}): the universality gap is {shown} ({why})"
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -213,22 +228,12 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def _points(trials: pd.DataFrame, at: str) -> pd.DataFrame:
-    """Return the points that a penalty at ``at`` may use, with the settings that arms of a study differ in.
-
-    ``epochs``, ``batchnorm``, ``gradient`` and the ``rest`` are a trial's own, ``arm`` says how its encoder was
-    trained: a frozen encoder, and that of a joint trial's decoders, as its parent was.
-    """
+    """Return the points that a penalty at ``at`` may use."""
     if at not in CONSTRAINTS:
         raise SpecError(f"--at {at}: {choices(at, CONSTRAINTS)}")
     points = fronts(trials)
-    read = list(dict.fromkeys([*_READ, f"val_{at}"]))
-    points = points.loc[points[CONSTRAINTS[at]].notna() & ~points["worse_than_rate0"], read].copy()
-    told = {name: _settings(text) for name, text in trials[["trial_id", "config_json"]].fillna("{}").to_numpy()}
-    own = [told[trial] for trial in points["trial_id"]]
-    points[["epochs", "gradient", "batchnorm", "rest"]] = pd.DataFrame(own, columns=range(4), index=points.index)
-    trained = [told.get(parent, mine) for parent, mine in zip(points["parent_id"], own, strict=True)]
-    arms = [f"{epochs:g} epochs, {gradient}" for epochs, gradient, _, _ in trained]
-    return points.assign(arm=pd.Series(arms, index=points.index, dtype="str"))
+    used = points[CONSTRAINTS[at]].notna() & ~points["worse_than_rate0"]
+    return points.loc[used, list(dict.fromkeys([*_READ, f"val_{at}"]))].reset_index(drop=True)
 
 
 def _configuration(text: str, **options: Any) -> dict[str, Any]:
@@ -239,6 +244,7 @@ def _configuration(text: str, **options: Any) -> dict[str, Any]:
     raise StoreError("a config_json in the table trials is damaged; launch the sweep again to rebuild it")
 
 
+@functools.lru_cache(maxsize=2**15)
 def _settings(text: str) -> tuple[float, str, str, str]:
     config = _configuration(text)
     told = {**config.get("train", {}), **config.get("protocol", {}), "preset": ""}  # a preset only names the others
@@ -246,58 +252,52 @@ def _settings(text: str) -> tuple[float, str, str, str]:
     return *arm, json.dumps(told, sort_keys=True)
 
 
-def _matched(points: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """Yield per universal front the end-to-end trials that judge it, of all rates and of its own, and its points.
+def _arms(points: pd.DataFrame) -> list[str]:
+    """Return how each point's encoder was trained: a frozen one, and a joint trial's, as the parent."""
+    trained = points["parent_config_json"].fillna(points["config_json"]).fillna("{}")
+    return ["{:g} epochs, {}".format(*_settings(text)) for text in trained]
 
-    They are of its seed and of its encoder's variant. A joint or control encoder is judged by those that were trained
-    as it was, else by the plain ones, else by the only ones there are.
+
+def _matched(points: pd.DataFrame) -> list[tuple[dict[str, Any], Positions, Positions, Positions]]:
+    """Return of every universal front its keys, the positions of what judges it, of all rates and its own, and its own.
+
+    End-to-end trials of its sweep, its seed and its encoder's variant judge it. A joint or control encoder is judged
+    by those that were trained as it was, else by the plain ones, else by the only ones there are.
     """
-    ends = points[points["stage"] == "end_to_end"]
-    decoders = points[points["stage"].isin(UNIVERSAL)]
-    for _, front in decoders.groupby([*BASE, "seed", "parent_id"], dropna=False):
-        first = front.iloc[0]
-        others = ends[ends["seed"] == first["seed"]]
-        own = others[(others["dim"] == first["dim"]) & (others["levels"] == first["levels"])]
-        known = list(dict.fromkeys(own["variant"]))
-        wanted = [first["parent_variant"]]
-        if first["parent_stage"] != "end_to_end":
-            wanted = [*own.loc[own["arm"] == first["arm"], "variant"], "", *(known if len(known) == 1 else ())]
+    ends, decoders = (np.flatnonzero(points["stage"].isin(stages)) for stages in (["end_to_end"], UNIVERSAL))
+    rate, variants = ["sweep", "seed", "dim", "levels"], sorted(set(points["variant"].iloc[ends]))
+    of_seed, of_rate = (points.iloc[ends].groupby([*keys, "variant"]).indices for keys in (rate[:2], rate))
+    whole = [decoders[cell] for cell in cells(points.iloc[decoders], [*BASE, "seed", "parent_id"])]
+    rows, matched = records(points[[*BASE, "seed"]].iloc[[front[0] for front in whole]]), []
+    for front, row in zip(whole, rows, strict=True):
+        places = {variant: (*map(row.get, rate), variant) for variant in variants}
+        known = {variant: ends[of_rate[place]] for variant, place in places.items() if place in of_rate}
+        wanted = [row["parent_variant"]]
+        if row["parent_stage"] != "end_to_end":
+            arm = {*_arms(points.iloc[front[:1]])}
+            alike = [variant for variant, own in known.items() if arm & {*_arms(points.iloc[own])}]
+            wanted = [*alike, "", *(known if len(known) == 1 else ())]
         for variant in [name for name in wanted if name in known][:1]:
-            yield others[others["variant"] == variant], own[own["variant"] == variant], front
+            matched.append((row, ends[of_seed[row["sweep"], row["seed"], variant]], known[variant], front))
+    return matched
 
 
-_PAIR = ["seed", "constraint", "mse_end_to_end", "mse_universal", "penalty", "own_centroid", "base_centroid"]
-_PAIRS = [*BASE, *WEIGHTS, *_PAIR, "encoder", "epochs", "batchnorm", "rest"]
-
-
-def _pairs(trials: pd.DataFrame, at: str) -> pd.DataFrame:
+def _pairs(points: pd.DataFrame, at: str) -> pd.DataFrame:
     """Return one row per (end-to-end trial, universal front): the two test MSE, and both encoders', at its C."""
-    rows, wanted = [], [*WEIGHTS, f"val_{at}"]
-    for _, own, decoders in _matched(_points(trials, at)):
-        first = dict(decoders.iloc[0])
-        first |= {"encoder": encoder(first | {"variant": ""}), "base_centroid": first["parent_mse_centroid"]}
-        first = {name: first[name] for name in _PAIRS if name in first}
-        limits = oriented(own, [at], "val_")[:, 0]
-        sides = (_reads(limits, front, at) for front in (own, decoders))
-        for target, limit, (base, own_centroid), (reached, _) in zip(records(own[wanted]), limits, *sides, strict=True):
-            row = first | target | {"constraint": target[f"val_{at}"]}
-            row |= {"mse_end_to_end": base, "mse_universal": reached, "penalty": reached - base}
-            if np.isfinite(limit) and np.isfinite(base):
-                rows.append(row | {"own_centroid": own_centroid})
-    return pd.DataFrame(rows, columns=_PAIRS)
-
-
-def _read(limit: float, front: pd.DataFrame, at: str) -> tuple[float, float]:
-    """Return the test MSE, and the encoder's, of the point that validation picks at a constraint; NaN if none is."""
-    return _reads([limit], front, at)[0]
-
-
-def _reads(limits: Iterable[float], front: pd.DataFrame, at: str) -> list[tuple[float, float]]:
-    """Return the same at many constraints of one front."""
-    cost, level = front["val_mse"].to_numpy(float), oriented(front, [at], "val_")[:, 0]
-    points = list(map(tuple, front[["mse", "mse_centroid"]].to_numpy(float)))
-    picked = (penalty.pick(limit, cost, level) for limit in limits)
-    return [(np.nan, np.nan) if index is None else points[index] for index in picked]
+    cost, level = points["val_mse"].to_numpy(float), oriented(points, [at], "val_")[:, 0]
+    parts = [np.empty((4, 0), dtype=np.int64)]
+    for _, _, own, front in _matched(points):
+        picked = (np.append(side, -1)[penalty.pick(level[own], cost[side], level[side])] for side in (own, front))
+        parts.append(np.vstack([own, np.full(len(own), front[0]), *picked]))
+    mse, centroid = (np.append(points[name].to_numpy(float), np.nan) for name in ("mse", "mse_centroid"))
+    known = np.hstack(parts)
+    target, first, base, reached = known[:, np.isfinite(level[known[0]]) & np.isfinite(mse[known[2]])]
+    words = [*BASE, "seed", *(name for name in _SETTINGS if name in points)]
+    pairs: pd.DataFrame = points[words].iloc[first].reset_index(drop=True)
+    pairs[[*WEIGHTS, "constraint"]] = points[[*WEIGHTS, f"val_{at}"]].to_numpy(float)[target]
+    ends = {"mse_end_to_end": mse[base], "mse_universal": mse[reached], "penalty": mse[reached] - mse[base]}
+    ends |= {"own_centroid": centroid[base], "base_centroid": points["parent_mse_centroid"].to_numpy(float)[first]}
+    return pairs.assign(**ends)
 
 
 def _averaged(table: pd.DataFrame, keys: Names, values: Names, means: Names = (), words: Names = ()) -> pd.DataFrame:
@@ -308,16 +308,18 @@ def _averaged(table: pd.DataFrame, keys: Names, values: Names, means: Names = ()
     """
     prefix = {name: f"{name}_" if len(values) > 1 else "" for name in values}
     ends = [column for name in values for column in (name, *(prefix[name] + end for end in ("low", "high", "seeds")))]
-    rows = []
-    for key, group in table.groupby(list(keys), dropna=False):
-        used = group.dropna(subset=list(values), how="all")
-        row = list(key) + [(used if len(used) else group)[name].mean() for name in means]
+    read = {name: table[name].to_numpy() for name in (*values, *means, *words)}
+    some, groups, rows = table[[*values]].notna().any(axis=1).to_numpy(), cells(table, keys), []
+    for group in groups:
+        used = group[some[group]] if some[group].any() else group
+        row = [penalty.paired_interval(read[name][used]).mean for name in means]
         for name in values:
-            row += astuple(penalty.paired_interval(group[name].to_numpy(float), stream(FIXED_SEED, "bootstrap")))
-        rows.append([*row, *(_words(group[name]) for name in words), len(group)])
-    whole = pd.DataFrame(rows, columns=[*keys, *means, *ends, *words, "of_seeds"])
-    kinds = {name: "int64" if name.endswith("seeds") else "float64" for name in ends}
-    return whole.astype({name: table.dtypes[name] for name in keys} | kinds)
+            row += astuple(penalty.paired_interval(read[name][group], FIXED_SEED))
+        rows.append([*row, *(_words(read[name][group]) for name in words), len(group)])
+    whole = pd.DataFrame(rows, columns=[*means, *ends, *words, "of_seeds"])
+    kinds = {name: "int64" if name.endswith("seeds") else "float64" for name in (*means, *ends)}
+    first = table[[*keys]].iloc[[group[0] for group in groups]].reset_index(drop=True)
+    return pd.concat([first, whole.astype(kinds)], axis=1)
 
 
 def _words(words: Iterable[str]) -> str:
@@ -326,25 +328,21 @@ def _words(words: Iterable[str]) -> str:
     return ", ".join(sorted(told - {penalty.FOUND})) or penalty.FOUND
 
 
-def _rate(front: pd.DataFrame) -> float:
-    return float(front["rate_bits"].iloc[0])
-
-
 def _bits(rates: Iterable[float]) -> str:
     return " ".join(f"{rate:.4g}" for rate in sorted(set(rates)))
 
 
-def _evidence(points: pd.DataFrame, ends: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[list[Any]]:
-    """Yield rate, explanation, arm, seed and value of everything that ``explanations`` averages."""
-    for _, own, decoders in _matched(points):
-        first = dict(decoders.iloc[0])
-        reach, whole = (float(np.ptp(front["cross_entropy"].to_numpy(float))) for front in (decoders, own))
-        if whole > 0:
-            yield [*(first[name] for name in RATE), SCALE, encoder(first), first["seed"], reach / whole]
+def _evidence(points: pd.DataFrame) -> Iterator[list[Any]]:
+    """Yield rate, explanation, arm, seed and value of everything that ``explanations`` averages, of one sweep."""
+    level, pairs = points["cross_entropy"].to_numpy(float), _pairs(points, "cross_entropy")
+    for row, _, judges, front in _matched(points):
+        if (whole := np.ptp(level[judges])) > 0:
+            yield [*(row[name] for name in RATE), SCALE, encoder(row), row["seed"], np.ptp(level[front]) / whole]
+    ends = points[points["stage"] == "end_to_end"]
     shortest, longest = ends["epochs"].min(), ends["epochs"].max()
     span = f"{shortest:g} to {longest:g} epochs"
     changes: list[tuple[str, pd.DataFrame, str, str, Any, Any, str]] = [
-        (BATCH_NORM, pairs, "penalty", "batchnorm", "eval", "batch", "{encoder}"),
+        (BATCH_NORM, pairs, "penalty", "batchnorm", "eval", "batch", "{whose}"),
         (GRADIENT, ends, "mse_centroid", "gradient", "soft", "identity", "soft to identity, {epochs:g} epochs"),
         (EPOCHS, ends, "mse_centroid", "epochs", shortest, longest, "{span}, {gradient}"),
     ]
@@ -353,7 +351,8 @@ def _evidence(points: pd.DataFrame, ends: pd.DataFrame, pairs: pd.DataFrame) -> 
         one, other = (table[table[setting] == side] for side in (before, after))
         for row in records(one.merge(other, on=same, suffixes=("", "_after"))) if before != after else ():
             change = row[f"{value}_after"] - row[value]
-            yield [*(row[name] for name in RATE), name, arm.format(span=span, **row), row["seed"], change]
+            told = arm.format(span=span, whose=encoder(row | {"variant": ""}), **row)
+            yield [*(row[name] for name in RATE), name, told, row["seed"], change]
     joint = points[points["stage"] == "joint_decoder"]
     for (*rate, seed, trained, _), heads in joint.groupby([*RATE, "seed", "arm", "parent_id"]):
         own = ends[(ends[[*RATE, "seed", "arm"]] == [*rate, seed, trained]).all(axis=1)]
@@ -361,7 +360,8 @@ def _evidence(points: pd.DataFrame, ends: pd.DataFrame, pairs: pd.DataFrame) -> 
         base = frozen["parent_lambda_c"].max() if len(frozen) else own["lambda_c"].max()
         limit = own.loc[own["lambda_c"] == base, "val_cross_entropy"].min()
         zero = [front[(front["lambda_c"] == 0) & ~(front["lambda_p"] > 0)] for front in (heads, own)]
-        universal, end_to_end = (_read(np.inf, front, "cross_entropy")[0] for front in zero)
+        # The cheapest one by validation, NaN if there is none.
+        universal, end_to_end = (front.nsmallest(1, "val_mse")["mse"].sum(min_count=1) for front in zero)
         reached = heads["val_cross_entropy"].min() <= limit
         yield [*rate, UNIVERSALITY, trained, seed, universal - end_to_end if reached else np.nan]
 

@@ -1,19 +1,21 @@
-"""One sweep as one self-contained HTML file: no request leaves it, so it works from a mail attachment.
+"""Sweeps as one self-contained HTML file: no request leaves it, so it works from a mail attachment.
 
-Invariant: nothing that came from data becomes markup. Python writes it through ``html.escape``, the embedded JSON
-has no ``<``, the page's script sets ``textContent``; a content security policy stands behind all three.
+Invariant: nothing that came from data becomes markup. Python writes it through ``html.escape`` (``fragments``), the
+embedded data is compressed JSON, the page's script sets ``textContent``; a content security policy stands behind them.
 """
 
 from __future__ import annotations
 
 import base64
 import errno
+import gzip
 import html
 import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,37 +24,138 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from urc_sweep.errors import StoreError
-from urc_sweep.maths.penalty import FEWEST_PAIRS
-from urc_sweep.show import facts, figures, gaps
+from urc_sweep.show import export, facts, figures, fragments, gaps
 from urc_sweep.store.commits import Store
 
 # A mail attachment: past these, thumbnails and curves of further trials stay in the store, and the page says so.
 IMAGE_BYTES = 8_000_000
-CURVE_POINTS = 400_000
-TABLE_ROWS = 500
-MOST_TRACES, TRACE_CHARACTERS = 50, 20_000
-DASH = "–"
+CURVES, CURVE_EPOCHS = 400, 60
+TRACE_CHARACTERS = 20_000
+DIGITS = 9  # significant ones: far below any standard error, and a third of the bytes
+SCRIPTS = ("fronts.js", "page.js", "dots.js", "frontier.js", "trials.js", "report.js")
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
-Cell = Callable[[Mapping[str, Any]], str]
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows: ``trials`` of some sweeps, and where the rest is read when it is needed.
+
+    ``curves`` gives the training curves of some trial ids; ``image`` an artifact's PNG or raises ``StoreError``;
+    ``trace`` the traceback of a failed trial, "" where there is none; ``verified`` what a check of the store said.
+    """
+
+    sweeps: Sequence[str]
+    trials: pd.DataFrame
+    curves: Callable[[Sequence[str]], pd.DataFrame]
+    image: Callable[[str], bytes]
+    trace: Callable[[str], str] = lambda trial_id: ""
+    source: str = ""
+    commands: Sequence[str] = ()
+    spec: str = ""
+    verified: str = ""
+    references: Sequence[figures.Reference] = ()
 
 
-def write(store: Store, sweep: str, path: Path, source: str) -> None:
-    """Write the report of one sweep to ``path``, whole or not at all; ``source`` is the hash of what it shows."""
-    trials, curves = facts.load(store, sweep), facts.load_curves(store, sweep)
-    spec = store.layout.spec(sweep)
-    text = spec.read_text(errors="replace") if spec.is_file() else ""
-    root = shlex.quote(str(store.root))
-    commands = [
-        str(store.generation(sweep).get("command", "")),
-        f"urc-sweep report {shlex.quote(sweep)} --store {root}",
-    ]
-    read = (lambda sha256: store.get(sha256, ".png"), lambda trial_id: _trace(store, trial_id))
-    page = render(trials, curves, sweep, source, commands, text, *read)
+@dataclass(frozen=True)
+class Live:
+    """What the dashboard adds to the page: HTML in its head, above the sections and at the end."""
+
+    head: str
+    top: str
+    scripts: str
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The page's words and tables by slot, and all that its script draws from."""
+
+    parts: Mapping[str, str]
+    payload: dict[str, Any] = field(repr=False)
+
+
+def write(
+    store: Store,
+    sweeps: str | Sequence[str],
+    path: Path,
+    source: str,
+    references: Sequence[figures.Reference] = (),
+    verified: str = "",
+) -> None:
+    """Write the report of some sweeps to ``path``, whole or not at all; ``source`` is the hash of what it shows."""
+    page = render(read(store, sweeps, source, references, verified))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory")
     private = path.with_name(f".{path.name}.{os.getpid()}")
     private.write_text(page, encoding="utf-8")
     os.replace(private, path)
+
+
+def read(
+    store: Store,
+    sweeps: str | Sequence[str],
+    source: str = "",
+    references: Sequence[figures.Reference] = (),
+    verified: str = "",
+) -> Shown:
+    """Return what a page shows of some sweeps of a store."""
+    names = [sweeps] if isinstance(sweeps, str) else list(sweeps)
+    specs = [store.layout.spec(name) for name in names]
+    told = " ".join(map(shlex.quote, names))
+    return Shown(
+        sweeps=names,
+        trials=facts.load(store, names),
+        curves=lambda trial_ids: facts.load_curves(store, names, trial_ids),
+        image=lambda sha256: store.get(sha256, ".png"),
+        trace=lambda trial_id: _trace(store, trial_id),
+        source=source,
+        commands=[
+            *(str(store.generation(name).get("command", "")) for name in names),
+            f"urc-sweep report {told} --store {shlex.quote(str(store.root))}",
+        ],
+        spec="\n".join(spec.read_text(errors="replace") for spec in specs if spec.is_file()),
+        verified=verified,
+        references=references,
+    )
+
+
+def render(shown: Shown, live: Live | None = None) -> str:
+    """Return the page. A ``live`` one has no script and no policy of its own, its images are at ``image/``."""
+    content = _content(shown, linked="image/" if live else "")
+    scripts = "".join(f"<script>{text}</script>\n" for text in (get_plotlyjs(), *map(asset, SCRIPTS)))
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    slots = {
+        "source": html.escape(shown.source),
+        "sweep": html.escape(" · ".join(shown.sweeps)),
+        "commands": html.escape("\n".join(shown.commands)),
+        "spec": html.escape(shown.spec),
+        "css": asset("report.css"),
+        "head": live.head if live else policy,
+        "top": live.top if live else "",
+        "scripts": live.scripts if live else scripts,
+        "data": pack(content.payload),
+    }
+    # One pass: what is filled in is never looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: {**content.parts, **slots}[slot[1]], asset("report.html"))
+
+
+def data(shown: Shown, linked: str = "image/") -> str:
+    """Return what ``urcSweep.update`` takes to show another state of a live page."""
+    content = _content(shown, linked)
+    return pack(content.payload | {"parts": content.parts})
+
+
+def asset(name: str) -> str:
+    """Return one of the page's own files."""
+    return resources.files("urc_sweep.show").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def pack(payload: Mapping[str, Any]) -> str:
+    """Return JSON, compressed and in letters that no HTML parser can be led out of."""
+    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def _trace(store: Store, trial_id: str) -> str:
@@ -63,77 +166,88 @@ def _trace(store: Store, trial_id: str) -> str:
         return ""
 
 
-def render(
-    trials: pd.DataFrame,
-    curves: pd.DataFrame,
-    sweep: str,
-    source: str,
-    commands: Sequence[str],
-    spec: str,
-    image: Callable[[str], bytes],
-    trace: Callable[[str], str] = lambda trial_id: "",
-) -> str:
-    """Return the page. ``image`` gives an artifact's PNG or raises ``StoreError``; ``trace`` gives a traceback."""
-    points = facts.fronts(trials)
-    at = gaps.matched_at(trials)
-    penalties, volumes, encoders = gaps.penalties(trials, at), facts.hypervolumes(trials), facts.encoders(trials)
-    failures = facts.failures(trials)
-    tables = {"penalties": penalties, "hypervolumes": volumes, "encoders": encoders, "failures": failures}
-    parts = {
-        "source": html.escape(source),
-        "sweep": html.escape(sweep),
-        "subtitle": _subtitle(trials),
-        "state": _state(trials, points),
-        "trust": _trust(trials),
-        "at": at.replace("_", "-"),
-        "penalties": _penalties(penalties, at),
-        "hypervolumes": _hypervolumes(volumes),
-        "encoders": _encoders(encoders),
-        "failures": _failures(failures, trace),
-        "commands": html.escape("\n".join(commands)),
-        "spec": html.escape(spec),
-        "css": _asset("report.css"),
-        "js": _asset("report.js"),
-        "plotly": get_plotlyjs(),
-        "data": _json(_payload(trials, points, curves, tables, image) | {"sweep": sweep}),
-    }
-    # One pass: what is filled in is never looked at again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _asset("report.html"))
-
-
 # -- what the script draws from ----------------------------------------------------------------------------------------
 
 
-def _payload(
-    trials: pd.DataFrame,
-    points: pd.DataFrame,
-    curves: pd.DataFrame,
-    tables: Mapping[str, pd.DataFrame],
-    image: Callable[[str], bytes],
-) -> dict[str, Any]:
-    every = facts.compressors(trials)
-    rates = facts.records(every.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates())
-    number = {(rate["dim"], rate["levels"]): index for index, rate in enumerate(rates)}
-    palette = [figures.PALETTE[index % len(figures.PALETTE)] for index in range(len(rates))]
-    rate_of = [number[pair] for pair in zip(points["dim"], points["levels"], strict=True)]
-    axes = [axis for axis in facts.AXES if points[axis].notna().any()]
-    columns = ["trial_id", "stage", "variant", "seed", *facts.WEIGHTS, "parent_lambda_c", "parent_lambda_p"]
-    columns += ["parent_id", "worse_than_rate0", *axes, *(f"val_{axis}" for axis in axes), "mse_se"]
-    pictures = _pictures(points, image)
-    strips = {
-        key: [sha256 if sha256 in pictures else None for sha256 in points[f"{key}_sha256"]]
-        for key in ("samples", "originals")
+def _content(shown: Shown, linked: str) -> _Content:
+    every = facts.compressors(shown.trials)
+    points, first = facts.fronts(every), gaps.matched_at(every)
+    costs = {at: {"penalties": gaps.penalties(every, at), "splits": gaps.splits(every, at)} for at in _traded(every)}
+    costs = {at: tables for at, tables in costs.items() if at == first or len(tables["penalties"])}
+    tables = {
+        "rate_penalties": gaps.rate_penalties(every),
+        "hypervolumes": facts.hypervolumes(every),
+        "encoders": facts.encoders(every),
+        "failures": facts.failures(shown.trials),
     }
-    floors = facts.near_floors(trials)
+    csv = {name.replace("_", "-"): export.csv(table) for name, table in tables.items() if len(table)}
+    csv |= {f"{name}-{at}": export.csv(table) for at, each in costs.items() for name, table in each.items()}
+    drawn = {
+        at: {
+            "penalty": figures.penalty(every, at, each["penalties"]),
+            "gap": figures.gap(every, at, each["splits"]),
+        }
+        for at, each in costs.items()
+    }
+    payload = _payload(shown, every, points, linked) | {
+        "y": first,
+        "csv": csv,
+        "costs": {at: {name: _plotly(each) for name, each in pair.items()} for at, pair in drawn.items()},
+        "surface": _plotly(figures.surface(every)),
+    }
+    return _Content(fragments.written(shown.trials, points, costs, tables, shown.trace, shown.verified), payload)
+
+
+def _traded(trials: pd.DataFrame) -> list[str]:
+    """Return what penalties are matched at: what the objectives trade, the sweep's main one first."""
+    first = gaps.matched_at(trials)
+    wanted = {"cross_entropy": "lambda_c", "sliced_w2": "lambda_p"}
+    return [first, *(at for at, weight in wanted.items() if at != first and trials[weight].notna().any())]
+
+
+def _plotly(figure: Any) -> Any:
+    return json.loads(figure.to_json())
+
+
+def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: str) -> dict[str, Any]:
+    rates = facts.records(every.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates())
+    number = {tuple(rate.values()): index for index, rate in enumerate(rates)}
+    stages = sorted(every["stage"].unique())
+    axes = [axis for axis in facts.AXES if points[axis].notna().any()]
+    pictures = {} if linked else _pictures(points, shown.image)
+    kept = set(pictures) if not linked else {*points["samples_sha256"], *points["originals_sha256"]}
+    row_of = {name: index for index, name in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
+    columns: dict[str, list[Any]] = {
+        "trial_id": points["trial_id"].tolist(),
+        "sweep": [shown.sweeps.index(name) for name in points["sweep"]],
+        "stage": [stages.index(name) for name in points["stage"]],
+        "rate": [number[key] for key in points[facts.RATE].itertuples(index=False, name=None)],
+        "variant": points["variant"].tolist(),
+        "seed": points["seed"].tolist(),
+        "parent": [row_of.get(key) for key in zip(points["sweep"], points["parent_id"], strict=True)],
+        "worse_than_rate0": points["worse_than_rate0"].tolist(),
+    }
+    weights = [*facts.WEIGHTS, "parent_lambda_c", "parent_lambda_p"]
+    values = [*weights, *axes, *(f"val_{axis}" for axis in axes), "mse_se"]
+    columns |= {name: _numbers(points[name]) for name in values}
+    # Which points compete for a front, and which fronts differ by their seed alone; the same over rates.
+    trained = [key for key in facts.FRONT_OF_RATES if key != "seed"]
+    groups = {"front": facts.FRONT, "rate_front": facts.FRONT_OF_RATES, "band": [*trained, *facts.RATE]}
+    groups |= {"rate_band": trained, "alike": [*trained, *facts.RATE, *facts.WEIGHTS]}
+    columns |= {name: _codes(points, keys) for name, keys in groups.items()}
+    for key in ("samples", "originals"):
+        columns[key] = [sha256 if sha256 in kept else None for sha256 in points[f"{key}_sha256"]]
     return {
-        "trials": {name: _list(points[name]) for name in columns} | {"rate": rate_of} | strips,
+        "sweeps": list(shown.sweeps),
+        "trials": columns,
         "axes": {axis: facts.AXES[axis] for axis in axes},
         "larger": sorted(facts.LARGER_IS_BETTER),
+        "rate_axes": list(facts.RATE_AXES),
         "rates": [
-            {"label": figures.rate_label(**_rate(rate)), "bits": rate["rate_bits"], "colour": colour}
-            for rate, colour in zip(rates, palette, strict=True)
+            {"key": f"{key[0]}x{key[1]}@{key[2]:.4g}", "label": figures.rate_label(*key), "bits": key[2]}
+            | {"colour": figures.PALETTE[index % len(figures.PALETTE)]}
+            for key, index in number.items()
         ],
-        "y": gaps.matched_at(trials),
         "stages": [
             {
                 "name": stage,
@@ -141,15 +255,42 @@ def _payload(
                 "symbol": figures.SYMBOLS.get(stage, figures.OTHER_SYMBOL),
                 "dash": figures.DASHES.get(stage, figures.OTHER_DASH),
             }
-            for stage in sorted(every["stage"].unique())
+            for stage in stages
         ],
-        "floors": [{"rate": number[row.dim, row.levels], "mse": row.mse_kmeans} for row in floors.itertuples()],
-        "curves": _curves(every, curves, number),
+        "suffixes": list(figures.SWEEPS),
+        "overlays": _overlays(shown.sweeps, every, number, row_of),
+        "references": [{"name": each.name, "values": dict(each.values)} for each in shown.references],
+        "curves": _curves(shown, every, number, stages),
         "images": pictures,
-        "csv": {name: _csv(table) for name, table in tables.items()},
+        "linked": linked,
         "config": dict(figures.CONFIG),
         "svg_points": figures.SVG_POINTS,
     }
+
+
+def _codes(points: pd.DataFrame, keys: Sequence[str]) -> list[int]:
+    codes: list[int] = points.groupby(list(keys), dropna=False, sort=False).ngroup().tolist()
+    return codes
+
+
+def _overlays(
+    sweeps: Sequence[str],
+    every: pd.DataFrame,
+    number: Mapping[tuple[Any, ...], int],
+    row_of: Mapping[tuple[Any, ...], int],
+) -> list[dict[str, Any]]:
+    """Return the overlays: ``kind``, ``label``, ``rate``, ``sweep``, ``of``, and ``at``, its value by metric.
+
+    ``of`` is the row of the encoder that it speaks of.
+    """
+    found = []
+    for _, group in facts.overlays(every).groupby(["sweep", "overlay"], sort=False):
+        row = group.iloc[0]
+        told = {"kind": row["kind"], "label": row["label"], "sweep": sweeps.index(row["sweep"])}
+        rate = number.get(tuple(row[facts.RATE])) if pd.notna(row["dim"]) else None
+        at = dict(zip(group["metric"], _numbers(group["value"]), strict=True))
+        found.append({**told, "rate": rate, "of": row_of.get((row["sweep"], row["overlay"])), "at": at})
+    return found
 
 
 def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, str]:
@@ -173,242 +314,43 @@ def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, 
     return pictures
 
 
-def _curves(every: pd.DataFrame, curves: pd.DataFrame, number: Mapping[tuple[int, int], int]) -> dict[str, Any]:
-    """Return the training curves of the compressors, by trial: epochs and values by ``split/metric``."""
-    ordered = every.sort_values("seed", kind="stable")
-    sizes = ordered["trial_id"].map(curves["trial_id"].value_counts())
-    kept = ordered[sizes.cumsum() <= CURVE_POINTS]
-    chosen = curves[curves["trial_id"].isin(kept["trial_id"])].sort_values("epoch", kind="stable")
-    values: dict[str, dict[str, list[list[Any]]]] = {}
-    columns = [_list(chosen[name]) for name in ("trial_id", "split", "metric", "epoch", "value")]
-    for trial_id, split, metric, epoch, value in zip(*columns, strict=True):
-        epochs, points = values.setdefault(trial_id, {}).setdefault(f"{split}/{metric}", [[], []])
-        epochs.append(epoch)
-        points.append(value if value is None else float(f"{value:.6g}"))
-    names = ["trial_id", "stage", "seed", "lambda_c", "parent_lambda_c", "status"]
+def _curves(
+    shown: Shown, every: pd.DataFrame, number: Mapping[tuple[Any, ...], int], stages: Sequence[str]
+) -> dict[str, Any]:
+    """Return training curves, lowest seeds first, each thinned to ``CURVE_EPOCHS``: epochs, values by split/metric."""
+    began = every[every["status"].isin(["done", "running", "stopped", *facts.FAILURES])]
+    kept = began.sort_values("seed", kind="stable").head(CURVES)
+    names = ["trial_id", "split", "metric", "epoch", "value"]
+    chosen = shown.curves(kept["trial_id"].tolist())[["sweep", *names]].sort_values("epoch", kind="stable")
+    values: dict[Any, dict[str, list[list[Any]]]] = {}
+    thinned = False
+    for (sweep, trial_id, split, metric), rows in chosen.groupby(["sweep", "trial_id", "split", "metric"], sort=False):
+        every_nth = -(-len(rows) // CURVE_EPOCHS)
+        thinned |= every_nth > 1
+        # From the end, so that the last epoch is always there.
+        pair = [rows["epoch"].tolist(), _numbers(rows["value"], 6)]
+        told = [column[::-1][::every_nth][::-1] for column in pair]
+        values.setdefault((sweep, trial_id), {})[f"{split}/{metric}"] = told
     lines = [
-        {name: _plain(row[name]) for name in names}
-        | {"rate": number[row["dim"], row["levels"]], "values": values[row["trial_id"]]}
+        {
+            "trial_id": row["trial_id"],
+            "sweep": shown.sweeps.index(row["sweep"]),
+            "stage": stages.index(row["stage"]),
+            "rate": number[tuple(row[name] for name in facts.RATE)],
+            "values": values[row["sweep"], row["trial_id"]],
+        }
+        | {name: _plain(row[name]) for name in ("seed", "lambda_c", "parent_lambda_c", "status")}
         for row in facts.records(kept)
+        if (row["sweep"], row["trial_id"]) in values
     ]
-    return {"lines": lines, "left_out": int(sizes.notna().sum()) - len(kept)}
+    return {"lines": lines, "left_out": len(began) - len(kept), "thinned": thinned}
 
 
-def _json(value: Any) -> str:
-    """Return JSON that no HTML parser can be led out of."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _csv(table: pd.DataFrame) -> str:
-    """Return CSV in which no text cell is a formula to a spreadsheet."""
-    safe = table.apply(lambda column: column.map(_no_formula) if not pd.api.types.is_numeric_dtype(column) else column)
-    return str(safe.to_csv(index=False))
-
-
-def _no_formula(value: Any) -> Any:
-    return "'" + value if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def _list(column: pd.Series[Any]) -> list[Any]:
-    missing = column.isna() | column.isin([float("inf"), float("-inf")])
-    return [None if lost else value for value, lost in zip(column.tolist(), missing.tolist(), strict=True)]
+def _numbers(column: pd.Series[Any], digits: int = DIGITS) -> list[float | None]:
+    style = f"%.{digits}g"
+    values = column.to_numpy(float)
+    return [float(style % value) if abs(value) < float("inf") else None for value in values.tolist()]
 
 
 def _plain(value: Any) -> Any:
     return None if pd.isna(value) or value in (float("inf"), float("-inf")) else value
-
-
-# -- what Python writes ------------------------------------------------------------------------------------------------
-
-
-def _subtitle(trials: pd.DataFrame) -> str:
-    networks = _distinct(facts.compressors(trials), "model", " networks")
-    names = " · ".join(filter(None, (_distinct(trials, "dataset"), networks)))
-    last = trials.loc[trials["status"] == "done", "finished_at"].max()
-    date = f"last finished {last:%-d %B %Y, %H:%M} UTC" if pd.notna(last) else "none finished yet"
-    counts = trials["status"].value_counts()
-    status = ", ".join(f"{counts[name]} {name}" for name in (*facts.STATUSES,) if name in counts)
-    return html.escape(f"{names or 'no trials'} — {len(trials)} trials: {status or 'none'}; {date}")
-
-
-def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
-    """Return what a reader must know before believing the figures: empty and partial states, in plain words."""
-    notes = []
-    waiting = int(trials["status"].isin(["pending", "running", "stopped"]).sum())
-    failed = int(trials["status"].isin(facts.FAILURES).sum())
-    if waiting:
-        notes.append(f"Not finished: {waiting} of {len(trials)} trials are still to come. All below is preliminary.")
-    if points.empty:
-        why = "Every compressor that ran has failed, see below." if failed else "No compressor is trained yet."
-        notes.append(f"{why} There is nothing to draw.")
-    elif len(points) == 1:
-        notes.append("Only one trial is done: a point, not a front.")
-    elif not (points["stage"] == "universal").any():
-        notes.append("No universal trial is done, so nothing here speaks about universality.")
-    worse = int(points["worse_than_rate0"].sum())
-    if worse:
-        notes.append(f"{_runs(worse)} worse than the best constant image: crosses in the figure, on no front.")
-    if failed and not points.empty:
-        notes.append(f"{_runs(failed)} without a result, listed under Failures.")
-    return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
-
-
-def _runs(count: int) -> str:
-    return "1 run is" if count == 1 else f"{count} runs are"
-
-
-def _trust(trials: pd.DataFrame) -> str:
-    ran = trials[trials["status"] == "done"]
-    stages = facts.progress(trials).iterrows()
-    finished = [f"{figures.stage_label(str(name))} {row.get('done', 0)}/{row.sum()}" for name, row in stages]
-    entries = {
-        "done": ", ".join(finished),
-        "failed": str(int(trials["status"].isin(facts.FAILURES).sum())),
-        "seeds": _distinct(facts.compressors(trials), "seed"),
-        "precision": _distinct(trials, "precision"),
-        "protocol": _distinct(trials, "protocol"),
-        "code": ", ".join(filter(None, (_distinct(ran, "code_version"), _distinct(ran, "git_sha")[:10]))),
-        "torch": _distinct(ran, "torch_version"),
-        "machine": " on ".join(filter(None, (_distinct(ran, "device"), _distinct(ran, "host")))),
-        "choices": "points chosen on the validation split, numbers from the test split",
-    }
-    pairs = [f"<div><dt>{name}</dt><dd>{html.escape(value or DASH)}</dd></div>" for name, value in entries.items()]
-    return f'<dl class="trust">{"".join(pairs)}</dl>'
-
-
-def _distinct(trials: pd.DataFrame, column: str, suffix: str = "") -> str:
-    values = sorted(trials[column].dropna().unique().tolist())
-    text = ", ".join(map(str, values[:8])) + (f" … ({len(values)})" if len(values) > 8 else "")
-    return text + suffix if values else ""
-
-
-def _penalties(table: pd.DataFrame, at: str) -> str:
-    if table.empty:
-        why = f"needs done end-to-end and universal trials of one rate and seed, with a term for {at}"
-        return f'<p class="empty">No penalty yet: it {why}.</p>'
-    columns: dict[str, Cell] = {"rate": _rate_cell, "encoder λ_c": _number("parent_lambda_c", "g")}
-    columns |= _varying(table, "lambda_d", "lambda_p", "parent_lambda_d", "parent_lambda_p")
-    columns |= _varying(table, "stage", "parent_stage", "parent_variant", "variant")
-    columns |= {
-        **({"at λ_c": _number("lambda_c", "g")} if at == "cross_entropy" else {"at λ_p": _number("lambda_p", "g")}),
-        "C [nats]" if at == "cross_entropy" else "C": _number("constraint", ".3f"),
-        "MSE end-to-end": _number("mse_end_to_end", ".5f"),
-        "MSE universal": _number("mse_universal", ".5f"),
-        "penalty": lambda row: "infeasible" if row["infeasible"] else f"{row['penalty']:+.5f}",
-        "%": _number("penalty_percent", "+.1f"),
-        "95 % interval": _interval,
-        "seeds": lambda row: f"{row['seeds']} of {row['of_seeds']}",
-    }
-    return _table(f"Distortion penalty at matched {at.replace('_', '-')}", table, columns, "penalties")
-
-
-def _varying(table: pd.DataFrame, *names: str) -> dict[str, Cell]:
-    """Return the columns that tell rows apart, as they are."""
-    return {name: _number(name, "") for name in names if table[name].nunique(dropna=False) > 1}
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["infeasible"]:
-        return DASH
-    if row["seeds"] < FEWEST_PAIRS:
-        return f"no interval under {FEWEST_PAIRS} seeds"
-    return f"[{row['low']:+.5f}, {row['high']:+.5f}]"
-
-
-def _hypervolumes(table: pd.DataFrame) -> str:
-    if table.empty:
-        return '<p class="empty">No front yet.</p>'
-    keys = [*facts.RATE, "stage", "parent_lambda_c", "parent_variant", "variant"]
-    every = table.groupby(keys, dropna=False)["hypervolume"].agg(mean="mean", n="size", each=list).reset_index()
-    reference = table[["reference_mse", "reference_cross_entropy"]].iloc[0]
-    caption = f"Hypervolume in (MSE, cross-entropy), reference ({reference.iloc[0]:.4f}, {reference.iloc[1]:.4f} nats)"
-    columns: dict[str, Cell] = {
-        "rate": _rate_cell,
-        "stage": lambda row: figures.stage_label(row["stage"]),
-        "encoder λ_c": _number("parent_lambda_c", "g"),
-        **_varying(every, "parent_variant", "variant"),
-        "mean": _number("mean", ".5f"),
-        "fronts": lambda row: str(row["n"]),
-        "each": lambda row: "  ".join(f"{value:.5f}" for value in row["each"][:10]) + (" …" if row["n"] > 10 else ""),
-    }
-    return _table(caption, every, columns, "hypervolumes")
-
-
-def _encoders(table: pd.DataFrame) -> str:
-    if table.empty:
-        return '<p class="empty">No end-to-end trial is done yet.</p>'
-    values = ["mse", "mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"]
-    groups = table.groupby([*facts.RATE, "stage", "variant", *facts.WEIGHTS], dropna=False)
-    mean = groups[values].mean().assign(seeds=groups.size())
-    columns: dict[str, Cell] = {
-        "rate": _rate_cell,
-        **_varying(table, "stage", "variant"),
-        "λ_c": _number("lambda_c", "g"),
-        "MSE": _number("mse", ".5f"),
-        "MSE of best decoder": _number("mse_centroid", ".5f"),
-        "H(S|Z,U) [nats]": _number("latent_label_entropy", ".3f"),
-        "latent accuracy": _number("latent_accuracy", ".3f"),
-        "H(Z|U) [bits]": _number("index_entropy_bits", ".3f"),
-        "seeds": lambda row: str(row["seeds"]),
-    }
-    return _table("Encoders, means over seeds", mean.reset_index(), columns, "encoders")
-
-
-def _failures(table: pd.DataFrame, trace: Callable[[str], str]) -> str:
-    if table.empty:
-        return ""
-    columns: dict[str, Cell] = {
-        "trial": lambda row: str(row["trial_id"])[:12],
-        "stage": lambda row: figures.stage_label(row["stage"]),
-        "rate": lambda row: _rate_cell(row) if pd.notna(row["dim"]) else DASH,
-        "λ_c": _number("lambda_c", "g"),
-        "seed": lambda row: str(row["seed"]),
-        "status": lambda row: str(row["status"]),
-        "host": lambda row: str(row["host"]) if pd.notna(row["host"]) else DASH,
-        "error": lambda row: ": ".join(str(row[k]) for k in table.columns[-3:-1] if pd.notna(row[k])) or DASH,
-    }
-    body = _table("Trials without a result", table, columns, "failures")
-    traces = {trial: trace(str(trial)) for trial in table["trial_id"].head(MOST_TRACES)}
-    folded = "".join(
-        f"<details><summary>{html.escape(f'{trial[:12]}: {text.splitlines()[-1][:200]}')}</summary>"
-        f"<pre>{html.escape(text)}</pre></details>"
-        for trial, text in traces.items()
-        if text
-    )
-    return f'<section id="failures"><h2>Failures</h2>{body}{folded}</section>'
-
-
-def _table(caption: str, table: pd.DataFrame, columns: Mapping[str, Cell], csv: str) -> str:
-    """Return an HTML table with every cell escaped; a heading's ``_c`` becomes a subscript."""
-    head = "".join(f'<th scope="col">{_subscript(html.escape(name))}</th>' for name in columns)
-    if len(table) > TABLE_ROWS:
-        caption += f" (first {TABLE_ROWS} of {len(table)}; the CSV has all)"
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell(row))}</td>' for cell in columns.values())}</tr>"
-        for row in facts.records(table.head(TABLE_ROWS))
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
-        f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="tools"><button type="button" data-csv="{csv}">Download CSV</button></p>'
-    )
-
-
-def _subscript(heading: str) -> str:
-    return re.sub(r"(λ|lambda)_(\w)", r"λ<sub>\2</sub>", heading)
-
-
-def _number(column: str, style: str) -> Cell:
-    return lambda row: DASH if pd.isna(row[column]) else format(row[column], style)
-
-
-def _rate(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"dim": int(row["dim"]), "levels": int(row["levels"]), "bits": float(row["rate_bits"])}
-
-
-def _rate_cell(row: Mapping[str, Any]) -> str:
-    return figures.rate_label(**_rate(row))
-
-
-def _asset(name: str) -> str:
-    return resources.files("urc_sweep.show").joinpath("page", name).read_text(encoding="utf-8")

@@ -2,101 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from urc_sweep.errors import SpecError, printable
+from urc_sweep.errors import SpecError, choices, printable
+from urc_sweep.plan.registry import find as component
 from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of
 from urc_sweep.plan.trials import Trial, trains_critic
 from urc_sweep.run.launch import Launch
+from urc_sweep.show.grid import Fitted, Plain, number
 from urc_sweep.store.commits import Store
+from urc_sweep.store.lease import EXPIRY_S, holder_of
 from urc_sweep.store.tables import METRICS, Projection
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from urc_sweep.show.progress import Pace
 
 STATES = ("done", "running", "ready", "blocked", "failed", "diverged", "oom", "skipped")
 # Seconds of one step of 64 images at width 1 on one core, and how it falls with width: for estimates only.
 STEP_S, WIDTH_POWER = 0.115, 1.2
 CRITIC_FACTOR = 2.0  # of a critic, which takes every second step
 ARTIFACT_MB = 6.0
+WATCH_S = 1.0
 
 
-class Plain(Console):
-    """A console to which what came from data is text: no markup, no links, no control codes."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
-
-    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
-        for segment in super().render(*arguments, **options):
-            known = segment.control or segment.text == "\n"
-            yield segment if known else Segment(printable(segment.text), segment.style)
-
-
-def out() -> Console:
-    """Return the console for data; as wide as needed where stdout is no terminal."""
-    return Plain(width=None if sys.stdout.isatty() else 160)
-
-
-def err() -> Console:
-    return Plain(stderr=True)
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """Return a number for a table, a dash where there is none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+def words(stage: str) -> str:
+    """Return a stage's name as it is written in text."""
+    return stage.replace("end_to_end", "end-to-end").replace("_", " ")
 
 
 def name_of(trial: Trial) -> str:
     """Return a trial in words: stage, rate, weights, seed."""
-    words = [trial.stage]
+    told = [trial.stage]
     if trial.stage == "classifier":
-        words.append(str(trial.config["network"]["name"]))
+        told.append(str(trial.config["network"]["name"]))
     if trial.rate:
-        words.append(f"({trial.rate.dim},{trial.rate.levels})")
-    words += [f"{term} {weight:g}" for term, weight in trial.weights.items()]
-    words += [f"of {len(trial.objectives)} decoders"] if trial.stage == "joint" else []
-    return " ".join([*words, f"seed {trial.seed}"])
+        told.append(f"({trial.rate.dim},{trial.rate.levels})")
+    told += [f"{term} {weight:g}" for term, weight in trial.weights.items()]
+    told += [f"of {len(trial.objectives)} decoders"] if trial.stage == "joint" else []
+    return " ".join([*told, f"seed {trial.seed}"])
 
 
 def plan(sweep: Sweep, trials: list[Trial], missing: list[Trial]) -> None:
     """Print trials per stage, how many are committed, and what the rest will take."""
-    table = Table(
-        "stage", "trials", "missing", "CPU time, about", title=f"{sweep.name}: {sweep.dataset.name}, {sweep.model.name}"
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    left = {trial.id for trial in missing}
+    left, rows = {trial.id for trial in missing}, []
     for stage in dict.fromkeys(trial.stage for trial in trials):
         members = [trial for trial in trials if trial.stage == stage]
         todo = [trial for trial in members if trial.id in left]
-        table.add_row(stage, str(len(members)), str(len(todo)), duration(sum(map(estimate_s, todo))))
-    total = sum(map(estimate_s, missing))
-    table.add_row("total", str(len(trials)), str(len(missing)), duration(total), style="bold")
-    console = out()
-    console.print(table)
+        rows.append([words(stage), str(len(members)), str(len(todo)), duration(sum(map(estimate_s, todo)))])
+    rows.append(["total", str(len(trials)), str(len(missing)), duration(sum(map(estimate_s, missing)))])
+    title = f"{sweep.name}: {sweep.dataset.name}, {sweep.model.name}"
+    console = Plain()
+    console.print(Fitted(["stage", "trials", "missing", "CPU time, about"], rows, title))
     plain = protocol_of(sweep).settings
-    console.print(f"protocol: {', '.join(f'{key} {value}' for key, value in plain.items())}", soft_wrap=True)
+    console.print(f"protocol: {', '.join(f'{key} {value}' for key, value in plain.items())}")
     for stage in COMPRESSORS:
         for _, section in sweep.variants(stage):
             own = {key: value for key, value in protocol_of(sweep, section).settings.items() if value != plain[key]}
@@ -108,14 +80,9 @@ def plan(sweep: Sweep, trials: list[Trial], missing: list[Trial]) -> None:
 
 def estimate_s(trial: Trial) -> float:
     """Return about how many seconds of one core a trial takes."""
-    from urc_sweep.plan.registry import find
-
-    images = int(find("dataset", trial.config["dataset"]["name"]).facts.get("train", 50_000))
-    step = (
-        STEP_S * float(trial.config["model"].get("width", 1.0)) ** WIDTH_POWER
-        if "model" in trial.config
-        else STEP_S / 12
-    )
+    images = int(component("dataset", trial.config["dataset"]["name"]).facts.get("train", 50_000))
+    width = float(trial.config.get("model", {}).get("width", 1.0))
+    step = STEP_S * (width**WIDTH_POWER if "model" in trial.config else 1 / 12)
     step *= max(1, len(trial.objectives)) * (CRITIC_FACTOR if trains_critic(trial.terms) else 1)
     return float(step * trial.setting("train", "epochs") * images / 64)
 
@@ -129,26 +96,27 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(launch: Launch, quiet: bool) -> Iterator[None]:
     """Show a launch while it runs: live on a terminal, else one line per event."""
-    console, began = err(), time.monotonic()
+    console, began = Plain(stderr=True), time.monotonic()
 
     def say(event: str, trial: Trial | None) -> None:
         clock = f"{time.monotonic() - began:7.1f}s"
-        console.print(Text(f"{clock}  {event}{'' if trial is None else '  ' + name_of(trial)}"), soft_wrap=True)
+        console.print(Text(f"{clock}  {_told(event, trial)}"))
 
-    if quiet:
-        yield
-        return
-    if not console.is_terminal:
-        launch.on_event = say
+    if quiet or not console.is_terminal:
+        launch.on_event = launch.on_event if quiet else say
         yield
         return
     board = _Board(launch, began)
     launch.on_event = board.note
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=True):
         yield
+
+
+def _told(event: str, trial: Trial | None) -> str:
+    return printable(event if trial is None else f"{event}  {name_of(trial)}")
 
 
 class _Board:
@@ -160,7 +128,7 @@ class _Board:
 
     def note(self, event: str, trial: Trial | None) -> None:
         if event != "started":
-            self.last = [*self.last[-3:], f"{event}{'' if trial is None else '  ' + name_of(trial)}"]
+            self.last = [*self.last[-3:], _told(event, trial)]
 
     def render(self) -> Group:
         conductor = self.launch.conductor
@@ -181,28 +149,25 @@ class _Board:
         return f"epoch {epoch}/{trial.config['train']['epochs']}" if epoch else ""
 
 
-def by_stage(counts: Mapping[str, Mapping[str, int]], title: str) -> Table:
+def by_stage(counts: Mapping[str, Mapping[str, int]], title: str) -> Fitted:
     """Return the table of trials by stage and state."""
     known = (*STATES, *sorted({state for row in counts.values() for state in row} - set(STATES)))
     states = [state for state in known if any(row.get(state) for row in counts.values())]
-    table = Table("stage", *states, title=title, title_justify="left", min_width=len(title))
-    for stage, row in counts.items():
-        table.add_row(stage, *(str(row.get(state, 0) or "") for state in states))
-    return table
+    rows = [[words(stage), *(str(row.get(state) or "") for state in states)] for stage, row in counts.items()]
+    return Fitted(["stage", *states], rows, title)
 
 
 def ending(launch: Launch) -> None:
     """Print how a launch ended: nothing to do, or the penalty table and where the report is."""
     from urc_sweep.show import facts
 
-    console = err()
-    say = partial(console.print, soft_wrap=True)
+    say = Plain(stderr=True).print
     name, path = launch.sweep.name, launch.store.layout.report(launch.sweep.name)
     if not launch.worked:
         state = "done" if launch.exit_code == 0 else "settled"
         say(f"{name}: nothing to do, all {len(launch.trials)} trials are {state}; {path}")
     else:
-        out().print(by_stage(launch.schedule().counts(), name))
+        Plain().print(by_stage(launch.schedule().counts(), name))
         penalty(facts.load(launch.store, name))
         print(path)
     if launch.stopped:
@@ -212,30 +177,115 @@ def ending(launch: Launch) -> None:
         for trial in launch.trials:
             if failure := launch.store.final_failure(trial.id):
                 line = f"  {trial.id[:12]} {failure['status']}: {failure['error_type']}: {failure['error_message']}"
-                console.print(Text(line.splitlines()[0], overflow="ellipsis", no_wrap=True))
+                say(Text(line.splitlines()[0], overflow="ellipsis", no_wrap=True))
 
 
 def status(store: Store, name: str, as_json: bool) -> None:
     """Print a sweep's trials by stage and status."""
-    from urc_sweep.store.lease import holder_of
-    from urc_sweep.store.query import published_running
+    projection, running = Projection(store, name), list[str]()
+    if live := (holder_of(store) or {}).get("sweep") == name:
+        from urc_sweep.store.query import published_running  # brings pandas: half a second
 
-    projection = Projection(store, name)
-    live = (holder_of(store) or {}).get("sweep") == name
-    statuses = projection.statuses(published_running(store, name) if live else ())
+        running = published_running(store, name)
+    statuses = projection.statuses(running)
     counts: dict[str, Counter[str]] = {}
     for trial in projection.trials:
         counts.setdefault(trial.stage, Counter())[statuses[trial.id]] += 1
     if as_json:
         print(json.dumps({"sweep": name, "running": live, "stages": counts}))
     else:
-        out().print(by_stage(counts, f"{name}: {'running' if live else 'not running'}"))
+        Plain().print(by_stage(counts, f"{name}: {'running' if live else 'not running'}"))
 
 
-def trials(frame: pd.DataFrame) -> None:
-    """Print one line per trial."""
-    columns = "trial stage rate base weights seed status mse cross_entropy accuracy heldout_accuracy wall_s"
-    _grid(None, frame.assign(trial=frame["trial_id"].str[:12]), columns)
+def watch(store: Store, name: str, as_json: bool) -> int:
+    """Follow a sweep until nobody runs it: live on a terminal, else a line per change. Return the exit code."""
+    from urc_sweep.show import progress
+
+    console, said, seen, best = Plain(), None, None, Group()
+    lively = console.is_terminal and not console.is_dumb_terminal and not as_json
+    try:
+        with Live(console=console, auto_refresh=False) if lively else contextlib.nullcontext() as live:
+            for frame, running in _followed(store, name):
+                now = datetime.now(UTC)
+                eta, speed = (progress.eta_s(frame, now), progress.pace(frame)) if running else (None, None)
+                counts = progress.counts(frame, progress.states(frame))
+                head = f"{name}: {_gist(counts, running, eta, speed)}"
+                if live:
+                    if frame is not seen:
+                        seen, best = frame, _best(progress.best(frame))
+                    live.update(Group(by_stage(counts, head), best), refresh=True)
+                elif (counts, running) != said:
+                    said = counts, running
+                    told = {"sweep": name, "running": running, "stages": progress.counts(frame, frame["status"])}
+                    told |= {"eta_s": eta, "trials_per_minute": speed and speed.trials_per_minute}
+                    console.print(json.dumps(told) if as_json else f"{now:%Y-%m-%dT%H:%M:%SZ} {head}")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _followed(store: Store, name: str) -> Iterator[tuple[pd.DataFrame, bool]]:
+    """Yield the trials table and whether the sweep runs, again and again; last once it does not.
+
+    The table is read when it was replaced. Looking takes at most a tenth of a core, however large the sweep.
+    """
+    from urc_sweep.show import facts
+
+    path, read, holder, beat = store.layout.trials_table(name), 0, None, 0.0
+    while True:
+        began = time.monotonic()
+        # Who holds the lease is asked first: after its last sign of life the table is whole.
+        if (now := holder_of(store)) != holder:
+            holder, beat = now, began
+        running = (holder or {}).get("sweep") == name and began - beat < EXPIRY_S
+        if (written := path.stat().st_mtime_ns) != read:
+            read, frame = written, facts.load(store, name)
+        yield frame, running
+        if not running:
+            return
+        time.sleep(max(WATCH_S, 9 * (time.monotonic() - began)))
+
+
+def _gist(counts: Mapping[str, Mapping[str, int]], running: bool, eta: float | None, speed: Pace | None) -> str:
+    """Return in a line how far a sweep is."""
+    total = sum(map(Counter, counts.values()), Counter[str]())
+    left = sum(total[state] for state in ("running", "ready", "blocked", "stopped"))
+    told = ["running" if running else "not running" if left else "finished", f"{total['done']} of {total.total()} done"]
+    told += [f"{total[state]} {state}" for state in ("failed", "diverged", "oom", "skipped") if total[state]]
+    told += [f"about {duration(eta)} left"] if eta is not None else []
+    told += [f"{speed.trials_per_minute:.3g} trials/min"] if speed else []
+    told += [f"{speed.steps_per_s:.3g} steps/s"] if speed and math.isfinite(speed.steps_per_s) else []
+    return ", ".join(told)
+
+
+def _best(points: pd.DataFrame) -> Group:
+    """Return the table of the best points so far, a row per rate and stage."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in points.to_dict("records"):
+        place = found.setdefault((f"({row['dim']},{row['levels']})", words(row["stage"])), {})
+        place[row["metric"]] = [number(row["value"], "#.4g"), row["trial_id"][:12]]
+    rows = [
+        [*key, *(c for name in ("mse", "cross_entropy") for c in cells.get(name, ["-", "-"]))]
+        for key, cells in found.items()
+    ]
+    names = ["rate", "stage", "least mse", "trial", "least cross_entropy", "trial"]
+    return Group(*([Fitted(names, rows, "best so far: chosen on validation, read on test")] if rows else []))
+
+
+def trials(frame: pd.DataFrame, stage: str | None = None, status: str | None = None) -> None:
+    """Print one line per trial, of one stage or status if asked: stages in plan order, then by rate and weight."""
+    stages = dict(zip(frame["trial_id"], frame["stage"], strict=True))
+    for name, wanted in (("stage", stage), ("status", status)):
+        known = list(dict.fromkeys(frame[name]))
+        if wanted is not None and wanted not in known:
+            raise SpecError(f"--{name} {wanted}: {choices(wanted, known)}")
+        frame = frame if wanted is None else frame[frame[name] == wanted]
+    place = {name: n for n, name in enumerate(dict.fromkeys(frame["stage"]))}
+    frame = frame.assign(parent_stage=frame["parent_id"].map(stages).fillna(""), trial=frame["trial_id"].str[:12])
+    order = ["place", "rate_bits", "dim", "parent_lambda_c", "parent_lambda_p", "lambda_c", "lambda_p", "seed"]
+    frame = frame.assign(place=frame["stage"].map(place)).sort_values(order, kind="stable", na_position="first")
+    columns = "trial stage rate base weights seed status mse cross_entropy accuracy sliced_w2 wall_s error"
+    _grid("", frame.assign(error=frame["error_type"]), columns, "wall_s sliced_w2")
 
 
 def find(store: Store, prefix: str) -> tuple[str, Trial]:
@@ -251,68 +301,71 @@ def find(store: Store, prefix: str) -> tuple[str, Trial]:
 
 
 def show(store: Store, prefix: str) -> None:
-    """Print everything known of one trial."""
+    """Print everything known of one trial; last, why it failed."""
     sweep, trial = find(store, prefix)
-    projection = Projection(store, sweep)
+    projection, console = Projection(store, sweep), Plain()
     row = next(row for row in projection.rows(projection.statuses()) if row["trial_id"] == trial.id)
-    console = out()
-    console.print(Text(f"{name_of(trial)}  {row['status']}", style="bold"))
     elsewhere = (*METRICS, "config_json", "weights", "metrics")
-    for key, value in row.items():
-        if value is not None and key not in elsewhere and not key.startswith("val_"):
-            console.print(Text(f"  {key:24} {value}"), soft_wrap=True)
-    metrics = Table("metric", "test", "validation", "unit")
-    extra = dict(row["metrics"])
+    known = [(k, str(v)) for k, v in row.items() if v is not None and k not in elsewhere and not k.startswith("val_")]
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    for key, value in known:
+        grid.add_row(key, Text(value, overflow="fold"))
+    console.print(Text(f"{name_of(trial)}  {row['status']}", style="bold"), grid, "")
+    extra, rows = dict(row["metrics"]), []
     for key in (*METRICS, *(k for k in extra if not k.startswith("val_"))):
         pair = [extra.get(k, row.get(k)) for k in (key, f"val_{key}")]
         if any(value is not None for value in pair):
-            metrics.add_row(key, *(number(value, 6) for value in pair), METRICS.get(key, ""))
-    if metrics.row_count:
-        console.print(metrics)
-    console.print_json(row["config_json"])
+            rows.append([key, *(number(value, "#.6g") for value in pair), METRICS.get(key, "")])
+    if rows:
+        console.print(Fitted(["metric", "test", "validation", "unit"], rows), "")
+    console.print(Text(json.dumps(json.loads(row["config_json"]), indent=1)))
     for failure in store.failures(trial.id):
         head = f"attempt {failure['attempt']}: {failure['status']}: {failure['error_type']}: {failure['error_message']}"
-        console.print(Text(head, style="bold"), soft_wrap=True)
-        console.print(Text(failure.get("trace") or ""), soft_wrap=True)
+        console.print("", Text(printable(head), style="bold"), Text(failure.get("trace") or ""), sep="\n")
 
 
 def frontier(frame: pd.DataFrame) -> None:
     """Print the points on the fronts, rate by rate, and the hypervolumes."""
     from urc_sweep.show import facts
 
-    points = facts.fronts(frame)
-    front = points[points["on_front"]].sort_values(["rate_bits", "stage", "variant", "seed", "mse"])
+    points, volumes = facts.fronts(frame), facts.hypervolumes(frame)
+    order = ["rate_bits", "dim", "stage", *facts.ENCODER, "variant", "seed", "mse"]
+    front = points[points["on_front"]].sort_values(order)
     title = "points on the (mse, cross-entropy) fronts: chosen on validation, read on test"
-    _grid(title, front, "rate stage base weights seed mse mse_se cross_entropy accuracy")
-    title = "hypervolume; reference: MSE and label entropy at rate 0"
-    _grid(title, facts.hypervolumes(frame), f"rate stage base seed points hypervolume {' '.join(facts.REFERENCE)}")
+    columns = "rate stage base weights seed mse mse_se cross_entropy accuracy sliced_w2 trial"
+    _grid(title, front.assign(trial=front["trial_id"].str[:12]), columns, "mse_se sliced_w2 trial accuracy")
+    title = "hypervolume [MSE x nats] below the best without bits: mse {0:.4g}, cross-entropy {1:.4g}"
+    _grid(title.format(*volumes[facts.REFERENCE].mean()), volumes, "rate stage base seed points hypervolume")
     if front.empty:
-        out().print("no front yet: no trial of a rate is done")
+        Plain().print("no front yet: no trial of a rate is done")
 
 
 def penalty(frame: pd.DataFrame, at: str = "") -> None:
     """Print what universality costs at a matched constraint, in distortion and in rate, and what may explain it."""
     from urc_sweep.show import gaps
 
+    say = Plain().print
     if reason := gaps.obstacle(frame, at := at or gaps.matched_at(frame)):
-        out().print(reason, soft_wrap=True)
+        say(reason)
         return
     rows, explained = gaps.penalties(frame, at), gaps.explanations(frame)
-    title = f"distortion penalty of universality at matched {at}\npoints chosen on validation, MSE on test"
+    title = f"distortion penalty of universality at matched {at}: points chosen on validation, MSE on test"
     shown = rows.rename(columns={"constraint": at, "penalty_percent": "%"})
     shown["penalty"] = rows["penalty"].astype(object).mask(rows["infeasible"], "infeasible")
-    _grid(title, shown, f"rate base weights {at} mse_end_to_end mse_universal penalty % interval seeds")
-    if rows["of_seeds"].max() < 3:
-        out().print("under 3 seeds there is no interval: single runs mean little")
+    columns = f"rate base weights {at} mse_end_to_end mse_universal penalty interval % seeds"
+    _grid(title, shown, columns, "mse_universal mse_end_to_end %")
+    few = rows["of_seeds"].max() < 3
+    say("under 3 seeds there is no interval: single runs mean little" if few else "intervals: 95 %, over paired seeds")
     title = "where the gaps come from: gap = encoder (what the base lost: mse_centroid) + decoder (the rest)"
     _grid(title, gaps.splits(frame, at), "rate base weights gap encoder decoder seeds")
     title = "rate penalty A(Omega(R)), and profile R - R_e2e(D, C) of the points that could be placed, in bits"
     profile = "profile_max profile_mean placed profile_status end_to_end_rates"
-    _grid(title, gaps.rate_penalties(frame), f"rate base rate_penalty status rates {profile} seeds")
+    columns = f"rate base rate_penalty status rates {profile} seeds"
+    _grid(title, gaps.rate_penalties(frame), columns, "end_to_end_rates rates placed profile_mean")
     _grid("hypervolume, universal / end-to-end", gaps.hypervolume_ratios(frame), "rate base ratio interval seeds")
     _grid("what may explain the gaps", explained[explained["of_seeds"] > 0], "rate explanation arm mean interval seeds")
     for line in gaps.verdicts(explained):
-        out().print(line, soft_wrap=True)
+        say(line)
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -321,20 +374,17 @@ def compare(one: pd.DataFrame, other: pd.DataFrame) -> None:
 
     config, shared = gaps.compare(one, other)
     _grid("configurations", config, "key a b")
-    _grid("b - a, on test, paired by seed", shared, " ".join(["stage rate base weights", *gaps.COMPARED, "seeds"]))
+    columns = " ".join(["stage rate base weights", *gaps.COMPARED, "seeds"])
+    _grid("b - a, on test, paired by seed", shared, columns, "sliced_w2 accuracy")
     if shared.empty:
-        out().print("no done trials of the two share stage, rate, weights, encoder and seed")
+        Plain().print("no done trials of the two share stage, rate, weights, encoder and seed")
 
 
-def _grid(title: str | None, frame: pd.DataFrame, columns: str) -> None:
+def _grid(title: str, frame: pd.DataFrame, columns: str, spare: str = "") -> None:
     """Print columns of facts as a table, nothing if there are no rows."""
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in columns.split():
-        grid.add_column(name.replace("_", "\n"), justify="right", overflow="fold")
-    for row in frame.to_dict("records"):
-        grid.add_row(*(_cell(row, name) for name in columns.split()))
-    if grid.row_count:
-        out().print(grid)
+    rows = [[_cell(row, name) for name in columns.split()] for row in frame.to_dict("records")]
+    if rows:
+        Plain().print(Fitted(columns.split(), rows, title, spare), "")
 
 
 def _cell(row: Mapping[Any, Any], name: str) -> str:
@@ -347,22 +397,17 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
         return "-" if math.isnan(row["dim"]) else f"({row['dim']:g},{row['levels']:g})"
     if name == "seeds":
         return f"{row.get('seeds', row['of_seeds'])}/{row['of_seeds']}"
-    low, high = (number(row.get(end if name == "interval" else f"{name}_{end}")) for end in ("low", "high"))
+    if name == "stage":
+        return words(row[name])
+    low, high = (number(row.get(end if name == "interval" else f"{name}_{end}"), ".3g") for end in ("low", "high"))
     interval = "-" if low == "-" else f"[{low}, {high}]"
     if name == "interval":
         return interval
     n = row.get(f"{name}_seeds", row.get("of_seeds"))
-    lines = [
-        number(row[name]),
-        *([interval] if low != "-" else []),
-        *([f"n = {n}"] if n != row.get("of_seeds") else []),
-    ]
-    return "\n".join(lines)
+    lines = [number(row[name], "#.4g"), *([interval.replace(", ", ",\n")] if low != "-" else [])]
+    return "\n".join([*lines, *([f"n = {n}"] if n != row.get("of_seeds") else [])])
 
 
-def table(frame: pd.DataFrame, title: str | None = None) -> None:
+def table(frame: pd.DataFrame) -> None:
     """Print a data frame."""
-    grid = Table(*map(str, frame.columns), title=title, title_justify="left")
-    for row in frame.itertuples(index=False):
-        grid.add_row(*map(number, row))
-    out().print(grid)
+    Plain().print(Fitted([*map(str, frame.columns)], [[*map(number, row)] for row in frame.itertuples(index=False)]))

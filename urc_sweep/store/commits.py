@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -254,8 +255,11 @@ class Store:
 
 
 def _seal(record: Mapping[str, Any]) -> bytes:
-    body = json.dumps(record, sort_keys=True, allow_nan=False)
-    return f'{{"record": {body}, "sha256": "{digest(body.encode())}"}}'.encode()
+    return _sealed(json.dumps(record, sort_keys=True, allow_nan=False).encode())
+
+
+def _sealed(body: bytes) -> bytes:
+    return b'{"record": %b, "sha256": "%b"}' % (body, digest(body).encode())
 
 
 def read_record(path: Path) -> Record | None:
@@ -268,15 +272,22 @@ def read_record(path: Path) -> Record | None:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_RECORD_VALUES:
         raise StoreError(f"{path}: damaged: it holds more values than any record")
+    body = data.partition(b": ")[2].rpartition(b", ")[0]
     try:
-        record: Record = json.loads(data)["record"]
+        record: Record = json.loads(body, parse_float=_finite, parse_constant=_finite)
         # Byte by byte: 1E5 for 1e5 or a space at the end is damage, too.
-        intact = isinstance(record, dict) and data == _seal(record)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = isinstance(record, dict) and data == _sealed(body)
+    except (ValueError, RecursionError):
         intact = False
     if not intact:
         raise StoreError(f"{path}: damaged: its checksum does not match its content")
     return record
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def bytes_of(path: Path, most: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
@@ -19,22 +20,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def trials(store: Store, sweep: str | None = None) -> pa.Table:
-    """Return the rows of ``trials``, of one sweep or of all, with the path key ``sweep`` as a column."""
-    return _collect(store, "trials", TRIALS, [sweep] if sweep else store.sweeps())
+Names = str | Sequence[str] | None
 
 
-def curves(store: Store, sweep: str | None = None) -> pa.Table:
-    """Return the rows of ``curves``, of one sweep or of all, with the path key ``sweep`` as a column."""
-    return _collect(store, "curves", CURVES, [sweep] if sweep else store.sweeps())
+def trials(store: Store, sweeps: Names = None) -> pa.Table:
+    """Return the rows of ``trials``, of one sweep, of some or of all, with the path key ``sweep`` as a column."""
+    return _collect(store, "trials", TRIALS, sweeps)
 
 
-def _collect(store: Store, table: str, schema: pa.Schema, names: list[str]) -> pa.Table:
+def curves(store: Store, sweeps: Names = None, trial_ids: Sequence[str] | None = None) -> pa.Table:
+    """Return the same of ``curves``, and only what is of ``trial_ids`` if they are given."""
+    return _collect(store, "curves", CURVES, sweeps, trial_ids)
+
+
+def _collect(store: Store, table: str, schema: pa.Schema, sweeps: Names, trial_ids: Names = None) -> pa.Table:
     parts = []
-    for name in names:
+    for name in [sweeps] if isinstance(sweeps, str) else store.sweeps() if sweeps is None else sweeps:
         folder = store.layout.trials_table(name).parent if table == "trials" else store.layout.curves(name)
         for path in sorted(folder.glob("*.parquet")):
             part = read(path, schema).replace_schema_metadata(None)
+            if trial_ids is not None:
+                part = part.filter(pc.is_in(part["trial_id"], pa.array(trial_ids, pa.string())))
             parts.append(part.append_column("sweep", pa.array([name] * part.num_rows, pa.string())))
     return pa.concat_tables(parts) if parts else schema.append(pa.field("sweep", pa.string())).empty_table()
 

@@ -1,0 +1,54 @@
+"""A headless Chromium for tests of pages: every error it reports and every request that leaves the machine is a failure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# SwiftShader draws 3-D where there is no GPU.
+ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Yield a browser; skip where Playwright or a Chromium is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install '.[test]'")
+    if CHROMIUM is None:
+        pytest.skip("needs a Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, allowed: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
+    """Yield a page at ``url`` that has drawn itself; fail on console errors, page errors and requests to others.
+
+    ``allowed``: hosts with port that may be asked. ``options`` are those of a browser context: viewport, colour scheme.
+    """
+    context = browser.new_context(**{"viewport": {"width": 1180, "height": 1000}} | options)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+    page.on("request", lambda asked: None if _own(asked.url, allowed) else problems.append(f"request: {asked.url}"))
+    page.goto(url)
+    page.wait_for_function("document.documentElement.dataset.ready === 'true'", timeout=60_000)
+    try:
+        yield page
+        if problems:
+            pytest.fail("\n".join(problems))
+    finally:
+        context.close()
+
+
+def _own(url: str, allowed: tuple[str, ...]) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("file", "data", "blob") or parts.netloc in allowed

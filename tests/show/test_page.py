@@ -1,0 +1,406 @@
+"""The report in a real browser: what people hover, pin, filter, print and mail, and that it tells what Python tells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tests.show.browser import chromium, opened  # noqa: F401  (a fixture)
+from urc_sweep.maths.frontier import nondominated
+from urc_sweep.show import facts, report
+from urc_sweep.store.commits import Store
+from urc_sweep.store.tables import CURVES, TRIALS, curve_table, to_bytes
+
+EVIL = "<img src=x onerror=\"document.title='evil'\">"
+ANCHORS = [("label_entropy", 2.3), ("mse_kmeans", 0.03), ("mse_rate0", 0.1), ("val_mse_rate0", 0.1)]
+RATES = [(2, 3), (3, 3)]
+WEIGHTS = (0.0, 0.005, 0.015)
+# What a page draws: every trace of the frontier with the rows it holds.
+MARKS = "document.getElementById('plot').data.filter((trace) => trace.customdata)"
+
+
+def study(store: Store, sweep: str = "study", seeds: int = 4, host: str = "lab", failed: bool = True) -> None:
+    """Write a sweep of two rates into a store as a launch leaves it: numbers made up, pictures and tables real."""
+    rng = np.random.default_rng(len(sweep))
+    picture = store.put(_png(), ".png")
+    rows: list[dict[str, Any]] = []
+    for dim, levels in RATES:
+        for seed in range(seeds):
+            base = ""
+            for stage, weights in (("end_to_end", WEIGHTS), ("universal", (*WEIGHTS, 0.05))):
+                for weight in weights:
+                    cost = 0.002 * (stage == "universal") + 0.0004 * rng.random()
+                    bits = dim * math.log2(levels)
+                    own = {"mse": 0.05 - 0.002 * bits + 0.6 * weight * (weight < 0.05) + cost}
+                    own |= {"cross_entropy": 2.2 * math.exp(-0.1 * bits - 100 * weight) + 20 * cost}
+                    own |= {"accuracy": 0.5 + 10 * min(weight, 0.04) - 5 * cost, "mse_centroid": 0.03 + cost}
+                    own |= {"latent_label_entropy": 0.2, "critic_gap": float(rng.normal())}
+                    values = own | {f"val_{name}": value + 0.0002 * rng.random() for name, value in own.items()}
+                    values |= {"trial_id": f"{len(rows):04x}{sweep.encode().hex()}".ljust(64, "0"), "stage": stage}
+                    values |= {"dim": dim, "levels": levels, "rate_bits": bits, "seed": seed, "lambda_c": weight}
+                    values |= {"lambda_d": 1.0, "status": "done", "dataset": "digits", "model": "paper", "host": host}
+                    values |= {"metrics": ANCHORS, "samples_sha256": picture, "originals_sha256": picture}
+                    values |= {"parent_id": base, "parent_lambda_c": 0.015, "parent_lambda_d": 1.0} if base else {}
+                    values["config_json"] = "{}"
+                    rows.append(values)
+                base = rows[-1]["trial_id"]
+    if failed:
+        broken = {"status": "failed", "error_type": EVIL, "error_message": EVIL, "stage": "end_to_end", "seed": 9}
+        rows.append({"trial_id": "f" * 64, "dataset": EVIL, **broken})
+    store.replace(store.layout.trials_table(sweep), to_bytes(pa.Table.from_pylist(rows, TRIALS)))
+    curve = [(epoch, "train", "loss", 1 / epoch, float(epoch)) for epoch in range(1, 91)]
+    tables = [curve_table(row["trial_id"], curve) for row in rows[:3]]
+    store.replace(store.layout.curves(sweep) / "part-00000.parquet", to_bytes(pa.concat_tables(tables)))
+    store.replace(store.layout.spec(sweep), b"name: study  # " + EVIL.encode())
+    store.save_generation(sweep, {"launched_at": "", "trials": [], "command": f"urc-sweep launch {EVIL}"})
+
+
+def _png() -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(28 * 280, dtype=np.uint8).reshape(28, 280)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(tmp_path_factory.mktemp("page") / "store")
+    made.create()
+    study(made)
+    study(made, "second", seeds=2, failed=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def page_of(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("reports")
+
+    def make(*sweeps: str) -> str:
+        path = folder / f"{'-'.join(sweeps)}.html"
+        if not path.exists():
+            report.write(store, sweeps, path, "source")
+        return path.as_uri()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def once(chromium: Any, page_of: Any) -> Iterator[Any]:  # noqa: F811
+    with opened(chromium, page_of("study"), accept_downloads=True) as page:
+        yield page
+
+
+@pytest.fixture
+def page(once: Any) -> Any:
+    """Return the study's page as it opens; loading it anew for every test would take seconds each."""
+    once.set_viewport_size({"width": 1180, "height": 1000})
+    once.emulate_media(color_scheme="light", media="screen")
+    once.evaluate("history.replaceState(null, '', location.pathname); recall(); scrollTo(0, 0); show()")
+    return once
+
+
+def drawn(page: Any) -> int:
+    return int(page.evaluate("document.documentElement.dataset.drawn"))
+
+
+def after(page: Any, act: Any) -> None:
+    """Act on a page and wait until it has drawn what that changed."""
+    before = drawn(page)
+    act()
+    page.wait_for_function(f"Number(document.documentElement.dataset.drawn) > {before}")
+
+
+def points_drawn(page: Any) -> set[tuple[float, float]]:
+    found = page.evaluate(f"{MARKS}.flatMap((trace) => trace.x.map((x, k) => [x, trace.y[k]]))")
+    return rounded(found)
+
+
+def rounded(pairs: Any) -> set[tuple[float, float]]:
+    """Return pairs with as many digits as the page and the facts must have in common."""
+    return {(float(f"{x:.6g}"), float(f"{y:.6g}")) for x, y in pairs}
+
+
+def pixel(page: Any, row: int) -> tuple[float, float]:
+    """Return where a trial's point is on the screen."""
+    page.locator("#plot").scroll_into_view_if_needed()
+    place = page.evaluate(
+        """(row) => {
+          const graph = document.getElementById("plot"), box = graph.getBoundingClientRect(), full = graph._fullLayout;
+          const trace = graph.data.find((each) => each.customdata?.includes(row)), k = trace.customdata.indexOf(row);
+          return [box.x + full._size.l + full.xaxis.c2p(trace.x[k]), box.y + full._size.t + full.yaxis.c2p(trace.y[k])];
+        }""",
+        row,
+    )
+    return place[0], place[1]
+
+
+def chip(page: Any, name: str, value: str) -> Any:
+    return page.locator(f"[data-filter={name}] label", has=page.locator(f"input[value='{value}']"))
+
+
+def test_the_page_draws_every_point_of_the_facts(page: Any, store: Store):
+    points = facts.fronts(facts.load(store, "study"))
+    assert points_drawn(page) == rounded(points[["mse", "cross_entropy"]].to_numpy())
+    assert f"{len(points)} of {len(points)} finished trials shown" in page.inner_text("#count")
+    assert f"{int(points['on_front'].sum())} on a front" in page.inner_text("#count")
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [("mse", "cross_entropy"), ("mse", "accuracy"), ("rate_bits", "mse"), ("accuracy", "mse_centroid")]
+)
+def test_fronts_and_bands_are_those_of_python(page: Any, store: Store, x: str, y: str):
+    trials = facts.load(store, "study")
+    points = facts.fronts(trials, x, y)
+    told = page.evaluate(
+        f"""(() => {{
+          const {{ fronts, back }} = frontsOf(ALL, "{x}", "{y}");
+          const bands = bandsOf(fronts).flatMap((band) =>
+            [["low", 0.25], ["median", 0.5], ["high", 0.75]].flatMap(([name, share]) =>
+              back(steps(band[name])).map((p) => [band.seeds, share, ...p])));
+          return [fronts.flatMap((front) => front.members).map((i) => T.trial_id[i]), bands];
+        }})()"""
+    )
+    assert set(told[0]) == set(points.loc[points["on_front"], "trial_id"])
+    bands = facts.bands(trials, x, y)[["seeds", "share", "x", "y"]].to_numpy(float).tolist()
+    assert len(bands) > 0
+    assert {tuple(np.round(row, 6)) for row in told[1]} == {tuple(np.round(row, 6)) for row in bands}
+
+
+def test_hover_shows_the_trial_and_a_click_pins_it(page: Any):
+    loose = page.evaluate("visible.at(-1)")
+    page.mouse.move(*pixel(page, loose))
+    weight = page.evaluate(f"short(T.lambda_c[{loose}])")
+    page.wait_for_function(f"document.querySelector('#preview dl').textContent.includes('λc{weight}')")
+    assert page.locator("#preview img.strip").first.evaluate("image => image.naturalWidth") == 280
+    page.mouse.click(*pixel(page, loose))
+    page.wait_for_selector("#pins .card")
+    assert page.evaluate("nameOf(visible.at(-1))") in page.url
+    page.click("#pins button")
+    assert page.locator("#pins .card").count() == 0
+    assert "pin" not in page.url
+
+
+def test_at_most_six_are_pinned_and_they_are_compared_with_the_encoders_own(page: Any):
+    page.evaluate("for (const i of ALL.slice(0, 8)) togglePin(i)")
+    assert page.locator("#pins .card").count() == 6
+    assert page.locator("#pins .letter").all_inner_texts() == list("ABCDEF")
+    assert page.evaluate("document.getElementById('plot').data.at(-2).text") == list("ABCDEF")
+    page.click("#unpin")
+    assert page.locator("#pins .card").count() == 0
+    universal = page.evaluate("ALL.find((i) => T.parent[i] != null)")
+    page.evaluate(f"togglePin({universal})")
+    assert page.locator("#pins img.strip").count() == 3  # original, end-to-end, universal
+    assert "mean ± s.d., 4 seeds" in page.inner_text("#pins")
+
+
+def test_filters_the_slider_and_axes(page: Any, store: Store):
+    points = facts.fronts(facts.load(store, "study"))
+    after(page, chip(page, "stage", "universal").click)
+    ends = points[points["stage"] == "end_to_end"]
+    assert page.inner_text("#count").startswith(f"{len(ends)} of {len(points)} ")
+    after(page, lambda: page.fill("#step", "1"))
+    low = ends[ends["rate_bits"] == ends["rate_bits"].min()]
+    assert points_drawn(page) == rounded(low[["mse", "cross_entropy"]].to_numpy())
+    assert "(2, 3) 3.17 bits" in page.inner_text("output[for=step]")
+    after(page, lambda: page.fill("#step", "0"))
+    after(page, lambda: page.select_option("#y", "accuracy"))
+    assert points_drawn(page) == rounded(ends[["mse", "accuracy"]].to_numpy())
+    after(page, chip(page, "seed", "0").dblclick)
+    assert page.inner_text("#count").startswith(f"{len(ends[ends['seed'] == 0])} of")
+    after(page, page.locator("label[for=logy]").click)
+    assert page.evaluate("document.getElementById('plot').layout.yaxis.type") == "log"
+    after(page, lambda: page.select_option("#y", "critic_gap"))
+    negative = int((ends.loc[ends["seed"] == 0, "critic_gap"] <= 0).sum())
+    assert negative == 0 or f"{negative} have no place on a log axis" in page.inner_text("#count")
+
+
+def test_a_link_brings_the_view_back(chromium: Any, page_of: Any):  # noqa: F811
+    with opened(chromium, page_of("study", "second")) as page:
+        after(page, lambda: page.select_option("#x", "accuracy"))
+        after(page, chip(page, "seed", "1").click)
+        after(page, chip(page, "sweep", "second").click)
+        after(page, page.locator("label[for=bands]").click)
+        after(page, page.locator("label[for=logx]").click)
+        page.evaluate("togglePin(3)")
+        page.evaluate("Plotly.relayout('plot', { 'xaxis.range': [-1, 0], 'yaxis.range': [0, 3] })")
+        link, seen, pinned = page.url, points_drawn(page), page.inner_text("#pins")
+    assert "#" in link
+    with opened(chromium, link) as page:
+        assert points_drawn(page) == seen
+        assert page.inner_text("#pins") == pinned
+        assert not page.is_checked("#bands")
+        assert page.evaluate("document.getElementById('plot').layout.xaxis.type") == "log"
+        assert page.evaluate("document.getElementById('plot')._fullLayout.xaxis.range") == [-1, 0]
+        assert page.url == link
+        after(page, lambda: page.evaluate("location.hash = ''"))  # the browser's back button does the same
+        assert len(points_drawn(page)) > len(seen)
+        assert page.locator("#pins .card").count() == 0
+    with opened(chromium, f"{link.split('#')[0]}#x=nonsense&y=%3Cimg%3E&pin=nobody&without-stage=none") as page:
+        assert page.input_value("#x") == "mse"
+        assert page.locator("#pins .card").count() == 0
+
+
+def test_the_keyboard_goes_from_point_to_point(page: Any):
+    page.focus("#plot")
+    for key in ("End", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    assert page.evaluate("state.pins") == [page.evaluate("nameOf(visible.at(-2))")]
+    assert page.evaluate("document.getElementById('plot').data.at(-1).x") == [page.evaluate("T.mse[visible.at(-2)]")]
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.getElementById('plot').data.at(-1).x") == []
+    page.locator("[data-filter=stage] input").first.focus()
+    after(page, lambda: page.keyboard.press("Space"))
+    assert page.locator("[data-filter=stage] input").first.is_checked() is False
+    page.locator("#listing summary").focus()
+    page.keyboard.press("Enter")
+    page.locator("#listing tbody button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#pins .card").count() == 2
+
+
+def test_what_is_shown_is_what_the_csv_holds(page: Any, store: Store):
+    points = facts.fronts(facts.load(store, "study"))
+    after(page, chip(page, "stage", "universal").click)
+    with page.expect_download() as caught:
+        page.click("#points-csv")
+    table = pd.read_csv(caught.value.path())
+    ends = points[points["stage"] == "end_to_end"].set_index("trial_id")
+    assert set(table["trial_id"]) == set(ends.index)
+    own = ends.loc[table["trial_id"]]
+    np.testing.assert_allclose(table["mse"], own["mse"], rtol=1e-8)
+    assert table["on_front_mse_cross_entropy"].tolist() == own["on_front"].tolist()
+    with page.expect_download() as caught:
+        page.click("[data-csv=failures]")
+    rows = list(csv.DictReader(Path(caught.value.path()).read_text().splitlines()))
+    assert rows[0]["error_message"] == EVIL
+    with page.expect_download() as caught:
+        page.locator("#training").scroll_into_view_if_needed()
+        page.click("#curves-csv")
+    assert len(pd.read_csv(caught.value.path())) == 3 * 45  # three trials of 90 epochs, every second one
+    assert "thinned to at most 60 epochs" in page.inner_text("#curves-note")
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_the_mode_bar_saves_pictures(page: Any, format: str):
+    page.locator("#plot").hover()
+    with page.expect_download() as caught:
+        page.click(f"#plot .modebar-btn[data-title='Download as {format.upper()}']")
+    data = Path(caught.value.path()).read_bytes()
+    assert caught.value.suggested_filename == f"study-plot.{format}"
+    assert data.startswith({"png": b"\x89PNG\r\n", "svg": b"<svg"}[format])
+    assert len(data) > 10_000
+    titles = page.eval_on_selector_all(".modebar-btn", "all => all.map((each) => each.dataset.title)")
+    assert not any("hare" in title or "loud" in title for title in titles)
+
+
+def test_light_dark_and_print_have_their_own_ink(page: Any):
+    ink = f"{MARKS}.find((trace) => trace.marker.line.width > 1).marker.line.color"
+    light = page.evaluate(ink)
+    after(page, lambda: page.emulate_media(color_scheme="dark"))
+    dark = page.evaluate(ink)
+    assert light != dark
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(22, 24, 27)"
+    page.emulate_media(color_scheme="dark", media="print")
+    before = drawn(page)
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert drawn(page) > before
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (3840, 2160)])
+def test_it_fits_every_screen(page: Any, width: int, height: int):
+    page.set_viewport_size({"width": width, "height": height})
+    page.evaluate("togglePin(0)")
+    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=5_000)
+    plot = page.locator("#plot").bounding_box()
+    assert plot["width"] > (0.85 if width < 800 else 0.25) * width
+    assert page.locator("#plot .xaxislayer-above").bounding_box()["width"] <= plot["width"]
+
+
+def test_3d_opens_when_it_is_asked_for(page: Any):
+    assert page.locator("#surface canvas").count() == 0  # browsers allow few WebGL contexts
+    page.click("#surface-opened summary")
+    page.wait_for_selector("#surface canvas")
+    kinds = page.evaluate("document.getElementById('surface').data.map((trace) => trace.type)")
+    assert "scatter3d" in kinds
+    assert page.evaluate("Object.keys(document.getElementById('surface')._fullLayout.scene._scene.traces).length") > 0
+
+
+def test_names_from_strangers_are_text(page: Any):
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_timeout(200)
+    assert page.title() == "study · urc-sweep"
+    assert page.locator("img[src=x]").count() == 0
+    assert EVIL in page.inner_text("#failures")
+    assert EVIL in page.inner_text("footer pre >> nth=0")
+
+
+def test_figures_of_what_universality_costs(page: Any):
+    page.locator("#penalty").scroll_into_view_if_needed()
+    page.wait_for_function("document.getElementById('gap').data?.length > 0")
+    page.wait_for_function("document.getElementById('cost').data?.length > 0")
+    rows = page.locator("[data-part=penalties] table").first.locator("tbody tr").count()
+    assert rows == len(RATES) * len(WEIGHTS)
+
+
+@pytest.mark.parametrize("status", ["pending", "running", "failed"])
+def test_an_empty_sweep_says_so(chromium: Any, tmp_path: Path, status: str):  # noqa: F811
+    store = Store(tmp_path / "store")
+    store.create()
+    row = {"trial_id": "a" * 64, "stage": "end_to_end", "seed": 0, "status": status, "dim": 2, "levels": 3}
+    row |= {"rate_bits": 3.17, "lambda_c": 0.0, "dataset": "digits"}
+    store.replace(store.layout.trials_table("s"), to_bytes(pa.Table.from_pylist([row], TRIALS)))
+    store.replace(store.layout.curves("s") / "part-00000.parquet", to_bytes(CURVES.empty_table()))
+    store.save_generation("s", {"launched_at": "", "trials": [], "command": "launch"})
+    report.write(store, "s", tmp_path / "r.html", "")
+    with opened(chromium, (tmp_path / "r.html").as_uri()) as page:
+        assert "No compressor trial is done yet" in page.inner_text("#plot")
+        assert "There is nothing to draw" in page.inner_text("[data-part=state]")
+        assert "No reconstruction to show yet" in page.inner_text("#grid")
+
+
+def test_a_later_state_keeps_what_the_reader_chose(page: Any, store: Store):
+    later = report.data(report.read(store, ["study"]), linked="")
+    shown = report.read(store, ["study"])
+    part = shown.trials.iloc[: len(shown.trials) // 2]
+    earlier = report.data(type(shown)(**{**shown.__dict__, "trials": part}), linked="")
+    page.evaluate("(text) => urcSweep.update(text)", earlier)
+    few = len(points_drawn(page))
+    after(page, chip(page, "seed", "0").click)
+    page.evaluate("togglePin(1)")
+    page.locator("#plot").scroll_into_view_if_needed()
+    box = page.locator("#plot .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 300, box["y"] + 300, steps=5)
+    page.mouse.up()
+    zoomed = page.evaluate("document.getElementById('plot')._fullLayout.xaxis.range")
+    pinned = page.inner_text("#pins h3")
+    page.evaluate("(text) => urcSweep.update(text)", later)
+    assert len(points_drawn(page)) > few
+    assert page.inner_text("#pins h3") == pinned
+    assert chip(page, "seed", "0").locator("input").is_checked() is False
+    assert page.evaluate("document.getElementById('plot')._fullLayout.xaxis.range") == zoomed
+
+
+def test_the_browsers_attainment_surface_is_that_of_the_definition(page: Any):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        sets = [rng.integers(0, 6, (rng.integers(1, 5), 2)).astype(float) for _ in range(rng.integers(1, 6))]
+        k = int(rng.integers(1, len(sets) + 1))
+        corners = page.evaluate("([sets, k]) => attained(sets, k)", [[s.tolist() for s in sets], k])
+        grid = [(a, b) for a in range(7) for b in range(7)]
+        reached = {p: sum(bool((s <= p).all(axis=1).any()) for s in sets) >= k for p in grid}
+        told = {p: any(c[0] <= p[0] and c[1] <= p[1] for c in corners) for p in grid}
+        assert told == reached
+        assert nondominated(np.array(corners).reshape(-1, 2)).all()

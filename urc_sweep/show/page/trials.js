@@ -1,0 +1,153 @@
+"use strict";
+// Trials beside the frontier: cards with reconstructions, the image grid, tables, training curves, files.
+
+function strip(sha, alt) {
+  const source = sha && (DATA.linked ? `${DATA.linked}${sha}.png` : DATA.images[sha] && `data:image/png;base64,${DATA.images[sha]}`);
+  if (!source) return el("p", { className: "missing", textContent: `${alt}: no image in this file` });
+  return el("img", { className: "strip", alt, title: alt, src: source });
+}
+
+// Mean and standard deviation over the trials that differ from this one by their seed alone.
+function spread(i, axis) {
+  const values = ALL.filter((j) => T.alike[j] === T.alike[i] && T[axis][j] != null).map((j) => T[axis][j]), n = values.length;
+  if (n < 2) return [];
+  const mean = values.reduce((sum, v) => sum + v, 0) / n;
+  return [`mean ± s.d., ${n} seeds`, `${short(mean)} ± ${short(Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (n - 1)), 2)}`];
+}
+
+function card(i, button, letter) {
+  const facts = el("dl"), more = el("dl"), x = chosen("x"), y = chosen("y");
+  const fact = (list, name, text) => text != null && list.append(el("dt", {}, name), el("dd", { textContent: text }));
+  if (severalSweeps()) fact(facts, "sweep", DATA.sweeps[T.sweep[i]]);
+  for (const [key, name] of Object.entries(WEIGHTS)) if (T[key][i] != null) fact(facts, lambda(name), short(T[key][i]));
+  for (const [key, name] of Object.entries(MORE_WEIGHTS)) if (T[key][i] != null) fact(facts, el("span", {}, "encoder's ", lambda(name)), short(T[key][i]));
+  if (T.variant[i]) fact(facts, "variant", T.variant[i]);
+  fact(facts, "seed", T.seed[i]);
+  for (const axis of Object.keys(DATA.axes)) {
+    if (T[axis][i] == null) continue;
+    const main = axis === x || axis === y;
+    fact(main ? facts : more, axis, short(T[axis][i], 5) + (axis === "mse" && T.mse_se[i] != null ? ` ± ${short(T.mse_se[i], 2)}` : ""));
+    if (main) fact(facts, ...spread(i, axis));
+  }
+  if (T.worse_than_rate0[i]) fact(facts, "worse than no bits", "on no front");
+  fact(more, "trial", T.trial_id[i].slice(0, 12));
+  const title = el("span", {}, letter ? el("b", { className: "letter", textContent: letter }) : null, `${stageOf(i).label}, ${rateOf(i).label}`);
+  const base = T.parent[i], strips = el("div", { className: "strips" }, strip(T.originals[i], "original"));
+  if (base != null && T.samples[base]) strips.append(strip(T.samples[base], `${stageOf(base).label}: the trial whose encoder is frozen`));
+  strips.append(strip(T.samples[i], `${stageOf(i).label} reconstruction`));
+  const legend = el("p", { className: "missing", textContent: ["original", ...(strips.children.length > 2 ? ["encoder's own decoder"] : []), "this decoder"].join(" / ") });
+  return el("article", { className: "card" }, el("h3", {}, title, button), strips, legend, facts, el("details", {}, el("summary", { textContent: "all metrics" }), more));
+}
+
+const rowOf = (name) => ALL.find((i) => nameOf(i) === name);
+const pinnedRows = () => state.pins.map(rowOf).filter((i) => i != null);
+const preview = (i) => $("preview").replaceChildren(card(i));
+
+function togglePin(i) {
+  const at = state.pins.indexOf(nameOf(i));
+  if (at >= 0) state.pins.splice(at, 1);
+  else state.pins = [...state.pins, nameOf(i)].slice(-MAX_PINS);
+  drawPins();
+  drawRings();
+  remember();
+}
+
+function drawPins() {
+  $("unpin").hidden = !state.pins.length;
+  $("pins").replaceChildren(...pinnedRows().map((i) => {
+    const button = el("button", { type: "button", textContent: "unpin" });
+    button.addEventListener("click", () => togglePin(i));
+    return card(i, button, LETTERS[state.pins.indexOf(nameOf(i))]);
+  }));
+}
+
+function drawGrid() {
+  const first = Math.min(...T.seed), blocks = [];
+  for (const [sweep, name] of DATA.sweeps.entries()) {
+    DATA.rates.forEach((rate, number) => {
+      const rows = ALL.filter((i) => T.sweep[i] === sweep && T.seed[i] === first && T.rate[i] === number && T.samples[i])
+        .sort((a, b) => T.stage[a] - T.stage[b] || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b] || T.lambda_p[a] - T.lambda_p[b]);
+      if (!rows.length) return;
+      const block = el("div", { className: "rate" }, el("h3", { textContent: `${severalSweeps() ? `${name}, ` : ""}${rate.label}, seed ${first}` }));
+      const line = (label, picture, text) => block.append(el("div", { className: "line" }, label, picture, el("span", { className: "value", textContent: text })));
+      line(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), "");
+      let group = "";
+      for (const i of rows) {
+        const family = `${T.stage[i]}/${T.parent[i]}/${T.variant[i]}`, parent = T.parent_lambda_c[i];
+        if (family !== group) block.append(el("div", { className: "group" }, stageOf(i).label, T.variant[i] ? ` (${T.variant[i]})` : "", ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
+        group = family;
+        const weights = Object.entries(WEIGHTS).filter(([key]) => T[key][i] != null && (key !== "lambda_d" || T[key][i] !== 1));
+        const words = weights.map(([key]) => `${key} ${short(T[key][i])}`).join(", ");
+        line(el("span", {}, ...weights.flatMap(([key, sub]) => [lambda(sub), ` ${short(T[key][i])} `])), strip(T.samples[i], `${stageOf(i).label} reconstructions, ${words}`),
+          [["MSE", "mse", 4], ["accuracy", "accuracy", 3]].filter(([, key]) => T[key]?.[i] != null).map(([label, key, digits]) => `${label} ${T[key][i].toFixed(digits)}`).join(", "));
+      }
+      blocks.push(block);
+    });
+  }
+  $("grid").replaceChildren(...(blocks.length ? blocks : [el("p", { className: "empty", textContent: "No reconstruction to show yet." })]));
+}
+
+// -- training curves ---------------------------------------------------------------------------------------------
+
+const curveKey = () => `${chosen("split")}/${chosen("metric")}`;
+const curvesShown = () => DATA.curves.lines.filter((line) => line.values[curveKey()] && passes(state.off, told(line)));
+const lineName = (line) => `${severalSweeps() ? `${DATA.sweeps[line.sweep]}, ` : ""}${DATA.stages[line.stage].label}, ${DATA.rates[line.rate].label}`;
+
+function drawCurves() {
+  const found = curvesShown(), traces = groupBy(found, (line) => `${line.rate}/${line.stage}`).map((group) => {
+    const trace = { type: "scatter", mode: "lines", x: [], y: [], text: [], hovertemplate: "%{text}<extra></extra>", opacity: 0.8,
+      line: { color: DATA.rates[group[0].rate].colour, width: 1.2, dash: DATA.stages[group[0].stage].dash } };
+    for (const line of group) {
+      const [epochs, values] = line.values[curveKey()];
+      const name = `${escapeText(lineName(line))}<br>λ<sub>c</sub> ${short(line.lambda_c)}, seed ${line.seed}, ${escapeText(line.status)}`;
+      trace.x.push(...epochs, null);
+      trace.y.push(...values, null);
+      trace.text.push(...epochs.map((epoch, k) => `${name}<br>epoch ${epoch}: ${short(values[k], 5)}`), "");
+    }
+    return trace;
+  });
+  const { left_out: left, thinned } = DATA.curves;
+  $("curves-note").textContent = `${found.length} trials; solid: end-to-end, dotted: universal.${thinned ? " Long curves are thinned to at most 60 epochs." : ""}${left ? ` Curves of ${left} further trials are in the store only.` : ""}`;
+  return plotly("curves", traces, layout("epoch", chosen("metric"), traces.length ? "" : "No curve to show"));
+}
+
+// -- tables and files --------------------------------------------------------------------------------------------
+
+function fill(id, rows, head, make) {
+  const body = el("tbody", {}, ...rows.slice(0, MAX_ROWS).map(make)), more = rows.length > MAX_ROWS ? `First ${MAX_ROWS} of ${rows.length}; the CSV has all.` : "";
+  const heads = el("tr", {}, ...head.map((name) => el("th", { scope: "col", textContent: name })));
+  $(id).querySelector(".scroll").replaceChildren(el("table", {}, el("caption", { textContent: more }), el("thead", {}, heads), body));
+}
+
+const cells = (texts) => texts.map((text) => el("td", { textContent: text }));
+
+function drawListing() {
+  if (!$("listing").open) return;
+  const axes = Object.keys(DATA.axes), sweep = severalSweeps() ? ["sweep"] : [], listed = ["lambda_c", "parent_lambda_c", "seed"];
+  fill("listing", shown(), ["", ...sweep, "stage", "rate", ...listed, ...axes], (i) => {
+    const pin = el("button", { type: "button", textContent: "pin", ariaLabel: `pin ${stageOf(i).label} ${rateOf(i).label} ${nameOf(i)}` });
+    pin.addEventListener("click", () => togglePin(i));
+    return el("tr", {}, el("td", {}, pin), ...cells([...sweep.map(() => DATA.sweeps[T.sweep[i]]), stageOf(i).label, rateOf(i).label, ...[...listed, ...axes].map((name) => short(T[name][i], 5))]));
+  });
+}
+
+function drawEnds() {
+  if (!$("ends").open) return;
+  fill("ends", curvesShown(), ["trial", "", "lambda_c", "seed", "status", "epoch", chosen("metric")], (line) => {
+    const [epochs, values] = line.values[curveKey()];
+    return el("tr", {}, ...cells([line.trial_id.slice(0, 12), lineName(line), short(line.lambda_c), line.seed, line.status, epochs.at(-1), short(values.at(-1), 5)]));
+  });
+}
+
+function pointsCsv() {
+  const coded = ["sweep", "stage", "rate", "parent", "front", "band", "rate_front", "rate_band", "alike", "samples", "originals"];
+  const names = Object.keys(T).filter((name) => !coded.includes(name)), x = chosen("x"), y = chosen("y");
+  const members = new Set(frontsOf(shown().filter((i) => T[x]?.[i] != null && T[y]?.[i] != null), x, y).fronts.flatMap((front) => front.members));
+  const own = (i) => [DATA.sweeps[T.sweep[i]], DATA.stages[T.stage[i]].name, rateOf(i).label, members.has(i), T.parent[i] == null ? null : T.trial_id[T.parent[i]]];
+  download("points", lines([["sweep", "stage", "rate", `on_front_${x}_${y}`, "parent_id", ...names], ...shown().map((i) => [...own(i), ...names.map((name) => T[name][i])])]));
+}
+
+function curvesCsv() {
+  const rows = curvesShown().flatMap((line) => line.values[curveKey()][0].map((epoch, k) => [line.trial_id, epoch, chosen("split"), chosen("metric"), line.values[curveKey()][1][k]]));
+  download("curves", lines([["trial_id", "epoch", "split", "metric", "value"], ...rows]));
+}
