@@ -1,9 +1,10 @@
-"""A headless Chromium for tests of pages: every error it reports and every request that leaves the machine is a failure."""
+"""A headless Chromium for tests of pages: an error it reports, or a request to anybody else, is a failure."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,10 +38,11 @@ def opened(browser: Any, url: str, allowed: tuple[str, ...] = (), **options: Any
     page = context.new_page()
     problems: list[str] = []
     page.on("console", lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None)
+    page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("request", lambda asked: None if _own(asked.url, allowed) else problems.append(f"request: {asked.url}"))
     page.goto(url)
-    page.wait_for_function("document.documentElement.dataset.ready === 'true'", timeout=60_000)
+    page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
     try:
         yield page
         if problems:
@@ -52,3 +54,11 @@ def opened(browser: Any, url: str, allowed: tuple[str, ...] = (), **options: Any
 def _own(url: str, allowed: tuple[str, ...]) -> bool:
     parts = urlsplit(url)
     return parts.scheme in ("file", "data", "blob") or parts.netloc in allowed
+
+
+def until(ask: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until something is so. Playwright's ``wait_for_function`` needs an eval that the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not ask():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)

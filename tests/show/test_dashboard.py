@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import small_sweep
-from tests.show.browser import chromium  # noqa: F401  (a fixture)
+from tests.show import browser
+from tests.show.browser import chromium, until  # noqa: F401  (a fixture)
 from tests.show.test_page import EVIL, study
 from urc_sweep.store.commits import Store
 
@@ -362,33 +362,10 @@ def test_another_host_is_warned_about(store: Store):
 
 
 @contextmanager
-def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """Yield a live page that has drawn itself; fail on errors and on requests to others.
-
-    Playwright's ``wait_for_function`` needs what the page's policy forbids, so here everything waits by asking.
-    """
-    context = browser.new_context(**{"viewport": {"width": 1180, "height": 1000}} | options)
-    page, problems = context.new_page(), list[str]()
-    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: problems.append(dialog.message))
-    own = (url.split("?")[0], "data:", "blob:")
-    page.on("request", lambda asked: None if asked.url.startswith(own) else problems.append(asked.url))
-    page.goto(url)
-    page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
-    page.wait_for_selector("#status strong", timeout=60_000)
-    try:
+def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:  # noqa: F811
+    with browser.opened(chromium, url, (url.split("/")[2],), **options) as page:
+        page.wait_for_selector("#status strong", timeout=60_000)
         yield page
-        assert problems == []
-    finally:
-        context.close()
-
-
-def until(ask: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not ask():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.2)
 
 
 def shown(page: Any) -> int:
@@ -417,10 +394,11 @@ def test_the_live_page_is_the_report(chromium: Any, server: Server):  # noqa: F8
 def test_sweeps_side_by_side_and_the_readers_view_are_in_the_address(chromium: Any, server: Server):  # noqa: F811
     with opened(chromium, f"{server.url}?sweep=study") as page:
         assert shown(page) == 56
-        page.locator("[data-filter=seed] label", has_text="1").click()
-        page.locator("#logx").locator("..").click()
+        # By keyboard: the status above grows and shrinks, and with it every place on the page.
+        for box in ("[data-filter=seed] input[value='1']", "#logx"):
+            page.locator(box).press("Space")
         until(lambda: "logx" in page.url)
-        page.locator("#sweeps label", has_text="second").click()
+        page.locator("#sweeps label", has_text="second").locator("input").press("Space")
         until(lambda: "sweep=second" in page.url)
         page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
         until(lambda: page.locator("#status strong").count() == 2)

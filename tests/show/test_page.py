@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tests.show.browser import chromium, opened  # noqa: F401  (a fixture)
+from tests.show.browser import chromium, opened, until  # noqa: F401  (a fixture)
 from urc_sweep.maths.frontier import nondominated
 from urc_sweep.show import facts, report
 from urc_sweep.store.commits import Store
@@ -117,7 +117,7 @@ def after(page: Any, act: Any) -> None:
     """Act on a page and wait until it has drawn what that changed."""
     before = drawn(page)
     act()
-    page.wait_for_function(f"Number(document.documentElement.dataset.drawn) > {before}")
+    until(lambda: drawn(page) > before, 10)
 
 
 def points_drawn(page: Any) -> set[tuple[float, float]]:
@@ -180,7 +180,7 @@ def test_hover_shows_the_trial_and_a_click_pins_it(page: Any):
     loose = page.evaluate("visible.at(-1)")
     page.mouse.move(*pixel(page, loose))
     weight = page.evaluate(f"short(T.lambda_c[{loose}])")
-    page.wait_for_function(f"document.querySelector('#preview dl').textContent.includes('λc{weight}')")
+    until(lambda: page.evaluate(f"document.querySelector('#preview dl').textContent.includes('λc{weight}')"), 10)
     assert page.locator("#preview img.strip").first.evaluate("image => image.naturalWidth") == 280
     page.mouse.click(*pixel(page, loose))
     page.wait_for_selector("#pins .card")
@@ -321,7 +321,7 @@ def test_light_dark_and_print_have_their_own_ink(page: Any):
 def test_it_fits_every_screen(page: Any, width: int, height: int):
     page.set_viewport_size({"width": width, "height": height})
     page.evaluate("togglePin(0)")
-    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=5_000)
+    until(lambda: page.evaluate(f"document.documentElement.scrollWidth <= {width}"), 10)
     plot = page.locator("#plot").bounding_box()
     assert plot["width"] > (0.85 if width < 800 else 0.25) * width
     assert page.locator("#plot .xaxislayer-above").bounding_box()["width"] <= plot["width"]
@@ -347,8 +347,8 @@ def test_names_from_strangers_are_text(page: Any):
 
 def test_figures_of_what_universality_costs(page: Any):
     page.locator("#penalty").scroll_into_view_if_needed()
-    page.wait_for_function("document.getElementById('gap').data?.length > 0")
-    page.wait_for_function("document.getElementById('cost').data?.length > 0")
+    until(lambda: page.evaluate("document.getElementById('gap').data?.length > 0"), 10)
+    until(lambda: page.evaluate("document.getElementById('cost').data?.length > 0"), 10)
     rows = page.locator("[data-part=penalties] table").first.locator("tbody tr").count()
     assert rows == len(RATES) * len(WEIGHTS)
 

@@ -213,14 +213,14 @@ def surface(trials: pd.DataFrame) -> go.Figure:
             sides = {"x": across, "y": [steps[:, 0]] * 2, "z": [steps[:, 1]] * 2}
             figure.add_surface(**sides, **flat, legendgroup=_name(row, sweeps))
     for group in _groups(points, ["sweep", *facts.RATE, "stage"]).values():
-        rows = facts.records(group)
-        symbol = SYMBOLS.get(rows[0]["stage"], OTHER_SYMBOL).replace("triangle-up", "square")  # 3-D has no triangle
-        marker = {"color": colours[_rate(rows[0])], "size": 4, "symbol": symbol}
-        marker["line"] = {"color": "black", "width": 1 if rows[0]["stage"] == "end_to_end" else 0}
-        told: dict[str, Any] = {"name": _name(rows[0], sweeps), "legendgroup": _name(rows[0], sweeps)}
+        first = facts.records(group.head(1))[0]
+        symbol = SYMBOLS.get(first["stage"], OTHER_SYMBOL).replace("triangle-up", "square")  # 3-D has no triangle
+        marker = {"color": colours[_rate(first)], "size": 4, "symbol": symbol}
+        marker["line"] = {"color": "black", "width": 1 if first["stage"] == "end_to_end" else 0}
+        told: dict[str, Any] = {"name": _name(first, sweeps), "legendgroup": _name(first, sweeps)}
         places = {letter: group[column] for letter, column in columns.items()}
         if len(points) <= SVG_POINTS:  # megabytes of words otherwise
-            told |= {"text": [_hover(row, "mse", z) for row in rows], "hoverinfo": "text"}
+            told |= {"text": [_hover(row, "mse", z) for row in facts.records(group)], "hoverinfo": "text"}
         figure.add_scatter3d(**places, mode="markers", marker=marker, **told)
     return figure
 

@@ -34,7 +34,7 @@ TRACE_CHARACTERS = 20_000
 DIGITS = 9  # significant ones: far below any standard error, and a third of the bytes
 SCRIPTS = ("fronts.js", "page.js", "dots.js", "frontier.js", "trials.js", "report.js")
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
 
@@ -136,6 +136,7 @@ def render(shown: Shown, live: Live | None = None) -> str:
         "top": live.top if live else "",
         "scripts": live.scripts if live else scripts,
         "data": pack(content.payload),
+        "kind": "live page, read-only" if live else "file, no external request",
     }
     # One pass: what is filled in is never looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: {**content.parts, **slots}[slot[1]], asset("report.html"))
@@ -155,7 +156,7 @@ def asset(name: str) -> str:
 def pack(payload: Mapping[str, Any]) -> str:
     """Return JSON, compressed and in letters that no HTML parser can be led out of."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 3, mtime=0)).decode()
 
 
 def _trace(store: Store, trial_id: str) -> str:
@@ -215,7 +216,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
     stages = sorted(every["stage"].unique())
     axes = [axis for axis in facts.AXES if points[axis].notna().any()]
     pictures = {} if linked else _pictures(points, shown.image)
-    kept = set(pictures) if not linked else {*points["samples_sha256"], *points["originals_sha256"]}
+    known = {*points["samples_sha256"].dropna(), *points["originals_sha256"].dropna()} if linked else set(pictures)
     row_of = {name: index for index, name in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
     columns: dict[str, list[Any]] = {
         "trial_id": points["trial_id"].tolist(),
@@ -236,7 +237,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
     groups |= {"rate_band": trained, "alike": [*trained, *facts.RATE, *facts.WEIGHTS]}
     columns |= {name: _codes(points, keys) for name, keys in groups.items()}
     for key in ("samples", "originals"):
-        columns[key] = [sha256 if sha256 in kept else None for sha256 in points[f"{key}_sha256"]]
+        columns[key] = [sha256 if sha256 in known else None for sha256 in points[f"{key}_sha256"]]
     return {
         "sweeps": list(shown.sweeps),
         "trials": columns,
@@ -283,14 +284,13 @@ def _overlays(
 
     ``of`` is the row of the encoder that it speaks of.
     """
-    found = []
-    for _, group in facts.overlays(every).groupby(["sweep", "overlay"], sort=False):
-        row = group.iloc[0]
-        told = {"kind": row["kind"], "label": row["label"], "sweep": sweeps.index(row["sweep"])}
-        rate = number.get(tuple(row[facts.RATE])) if pd.notna(row["dim"]) else None
-        at = dict(zip(group["metric"], _numbers(group["value"]), strict=True))
-        found.append({**told, "rate": rate, "of": row_of.get((row["sweep"], row["overlay"])), "at": at})
-    return found
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in facts.records(facts.overlays(every)):
+        key = row["sweep"], row["overlay"]
+        rate = number.get((row["dim"], row["levels"], row["rate_bits"]))
+        told = {"kind": row["kind"], "label": row["label"], "sweep": sweeps.index(row["sweep"]), "rate": rate}
+        found.setdefault(key, told | {"of": row_of.get(key), "at": {}})["at"][row["metric"]] = _plain(row["value"])
+    return list(found.values())
 
 
 def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, str]:

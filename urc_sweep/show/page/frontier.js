@@ -125,11 +125,14 @@ function spans(rows, x, y) {
 }
 
 function overlaid(rows, x, y, log, picture, keys) {
-  const traces = [], rates = new Set(rows.map((i) => T.rate[i])), parents = new Set(rows.map((i) => T.parent[i])), kinds = new Map();
+  const traces = [], rates = new Set(rows.map((i) => T.rate[i])), parents = new Set(rows.map((i) => T.parent[i])), kinds = new Set();
   const ends = Object.fromEntries(Object.entries(extent(rows, x, y)).map(([name, found]) => [name === "x" ? x : y, found]));
   const near = (axis, at) => at > ends[axis][0] - 0.6 * (ends[axis][1] - ends[axis][0]) && at < ends[axis][1] + 0.6 * (ends[axis][1] - ends[axis][0]);
   const wanted = DATA.overlays.filter((each) => (each.of == null ? each.rate == null || rates.has(each.rate) : parents.has(each.of)));
+  const bounds = wanted.filter((each) => each.of != null).length, crowded = bounds > MAX_BOUNDS;
+  if (crowded) kinds.add(`bounds of ${bounds} encoders are left out: filter to ${MAX_BOUNDS} or fewer`);
   for (const each of wanted) {
+    if (crowded && each.of != null) continue;
     const has = [x, y].filter((axis) => each.at[axis] != null), colour = each.rate == null ? css("--soft") : DATA.rates[each.rate].colour;
     if (!has.length || (has.length === 1 && each.of != null)) continue;
     if (has.length === 2 && has.every((axis) => near(axis, each.at[axis]))) {
@@ -139,9 +142,9 @@ function overlaid(rows, x, y, log, picture, keys) {
       trace.x.push(each.at[x]);
       trace.y.push(each.at[y]);
       trace.text.push(text);
-      kinds.set(each.kind === "bound" ? `asterisk: ${each.kind}, ${each.label}` : `star: ${each.kind}, ${each.label}`, true);
+      kinds.add(each.kind === "bound" ? `asterisk: ${each.kind}, ${each.label}` : `star: ${each.kind}, ${each.label}`);
     } else if (has.length === 2 || (each.kind !== "near-floor" && !near(has[0], each.at[has[0]]))) {
-      kinds.set(`out of view: ${each.kind}, ${each.label} (${has.map((axis) => short(each.at[axis], 3)).join(", ")})`, true);
+      kinds.add(`out of view: ${each.kind}, ${each.label} (${has.map((axis) => short(each.at[axis], 3)).join(", ")})`);
     } else {
       const level = each.at[has[0]], place = log[has[0]] ? Math.log10(level) : level;
       const across = has[0] === x ? { x0: level, x1: level, yref: "paper", y0: 0, y1: 1 } : { y0: level, y1: level, xref: "paper", x0: 0, x1: 1 };
@@ -150,10 +153,10 @@ function overlaid(rows, x, y, log, picture, keys) {
       picture.shapes.push({ type: "line", layer: "below", ...across, line: { color: colour, width: 1.2, dash: "dash" } });
       picture.annotations.push({ ...words, ...where });
       (picture[has[0] === x ? "xaxis" : "yaxis"].autorangeoptions ??= { include: [] }).include.push(level - 0.03 * (ends[has[0]][1] - level));
-      kinds.set(`dashed: ${each.kind}`, true);
+      kinds.add(`dashed: ${each.kind}`);
     }
   }
-  keys.push(...kinds.keys());
+  keys.push(...kinds);
   return traces;
 }
 

@@ -1,7 +1,7 @@
 "use strict";
 // What the page's figures share: the data, the state that a link carries, filters, colours, drawing what is looked at.
 
-const MAX_PINS = 6, MAX_ROWS = 500;
+const MAX_PINS = 6, MAX_ROWS = 500, MAX_BOUNDS = 60;
 let DATA, T, ALL = [], LARGER = new Set();
 
 const $ = (id) => document.getElementById(id);
@@ -35,10 +35,14 @@ const on = (name) => $(name).checked;
 const severalSweeps = () => DATA.sweeps.length > 1;
 const nameOf = (i) => T.trial_id[i].slice(0, 12) + (severalSweeps() ? `@${DATA.sweeps[T.sweep[i]]}` : "");
 
-// What the filters look at: of a trial, or of a training curve, which has the same names.
+// What the filters look at: of a training curve, and of a trial.
 const told = (row) => ({ sweep: DATA.sweeps[row.sweep], stage: DATA.stages[row.stage].name, rate: DATA.rates[row.rate].key, parent: row.parent_lambda_c, seed: row.seed });
-const trial = (i) => ({ sweep: T.sweep[i], stage: T.stage[i], rate: T.rate[i], parent_lambda_c: T.parent_lambda_c[i], seed: T.seed[i] });
-const shown = () => (FILTERS.some((name) => state.off[name].size) ? ALL.filter((i) => passes(state.off, told(trial(i)))) : ALL);
+const FIELDS = { sweep: (i) => DATA.sweeps[T.sweep[i]], stage: (i) => DATA.stages[T.stage[i]].name, rate: (i) => DATA.rates[T.rate[i]].key, parent: (i) => T.parent_lambda_c[i], seed: (i) => T.seed[i] };
+
+function shown() {
+  const active = FILTERS.filter((name) => state.off[name].size);
+  return ALL.filter((i) => active.every((name) => FIELDS[name](i) == null || !state.off[name].has(String(FIELDS[name](i)))));
+}
 
 function remember() {
   const link = new URLSearchParams();

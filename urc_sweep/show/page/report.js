@@ -6,6 +6,7 @@ const drawGap = () => plotly("gap", ...themed(DATA.costs[chosen("at")].gap));
 const drawSurface = () => $("surface-opened").open && plotly("surface", ...themed(DATA.surface));
 
 let drawn = 0;
+const parts = new Map();
 
 async function drawAll() {
   for (const figure of figures.values()) figure.stale = true;
@@ -28,7 +29,11 @@ function take(data) {
   T = DATA.trials;
   ALL = T.trial_id.map((_, i) => i);
   LARGER = new Set(DATA.larger);
-  for (const [slot, text] of Object.entries(DATA.parts ?? {})) document.querySelector(`[data-part=${slot}]`).innerHTML = text; // escaped by Python
+  for (const [slot, text] of Object.entries(DATA.parts ?? {})) {
+    if (text === parts.get(slot)) continue; // what a reader has opened or scrolled stays so
+    parts.set(slot, text);
+    document.querySelector(`[data-part=${slot}]`).innerHTML = text; // escaped by Python
+  }
   const stages = DATA.stages.map((stage) => stage.name), rates = DATA.rates.map((rate) => rate.key), lines = DATA.curves.lines;
   const stage = (name) => DATA.stages[stages.indexOf(name)], rate = (key) => DATA.rates[rates.indexOf(key)];
   chips("sweep", DATA.sweeps, String, (name) => symbol("circle", "currentColor", false, DATA.sweeps.indexOf(name) > 0));

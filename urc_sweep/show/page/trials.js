@@ -3,8 +3,11 @@
 
 function strip(sha, alt) {
   const source = sha && (DATA.linked ? `${DATA.linked}${sha}.png` : DATA.images[sha] && `data:image/png;base64,${DATA.images[sha]}`);
-  if (!source) return el("p", { className: "missing", textContent: `${alt}: no image in this file` });
-  return el("img", { className: "strip", alt, title: alt, src: source });
+  const missing = () => el("p", { className: "missing", textContent: `${alt}: no image here` });
+  if (!source) return missing();
+  const picture = el("img", { className: "strip", alt, title: alt, src: source });
+  picture.addEventListener("error", () => picture.replaceWith(missing()));
+  return picture;
 }
 
 // Mean and standard deviation over the trials that differ from this one by their seed alone.
