@@ -15,6 +15,8 @@ from urc_sweep.run.launch import Launch, Options
 from urc_sweep.store.commits import Store
 from urc_sweep.store.verify import verify
 
+pytestmark = pytest.mark.campaign  # minutes of real sweeps
+
 HUNGRY = '''
 """Networks that hold much memory and do nothing with it."""
 

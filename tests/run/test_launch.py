@@ -164,12 +164,21 @@ def test_a_failed_encoder_skips_its_dependents_and_the_sweep_exits_3(tmp_path, s
     assert "reopened 2 trials" in run("retry", "--store", str(root)).stdout
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A sweep file and what it gives when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = folder / "small.yaml"
+    path.write_text(small_sweep(epochs=6))
+    assert Launch(str(path), Options(store=str(folder / "store"), executor="inline")).run() == 0
+    return str(path), results(folder / "store")
+
+
 @pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(executor, tmp_path, sweep_file) -> None:
+def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(executor, tmp_path, undisturbed) -> None:
     """kill -9 the whole process group in the middle of a training; the next launch finishes. More: tests.faults."""
-    path = sweep_file(epochs=8)
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert Launch(path, Options(store=str(straight), executor="inline")).run() == 0
+    path, straight = undisturbed
+    killed = tmp_path / "killed"
     command = [*CLI, "launch", path, "--store", str(killed), "--executor", executor]
     resumed_from = []
     for _ in range(2 if executor == "inline" else 1):
@@ -189,7 +198,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(executor, tmp_path, 
     assert "penalty" in result.stdout
     final = results(killed)
     assert acknowledged.items() <= final.items(), "nothing that was committed is lost or changed"
-    assert final == results(straight)
+    assert final == straight
     assert verify(Store(killed))[0] == []
     assert not list(killed.glob("checkpoints/*/state.json"))
 

@@ -57,7 +57,10 @@ def _own(url: str, allowed: tuple[str, ...]) -> bool:
 
 
 def until(ask: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Wait until something is so. Playwright's ``wait_for_function`` needs an eval that the page's policy forbids."""
+    """Wait until something is so, as the page itself tells: ``page.url`` is only the last news of it.
+
+    Playwright's ``wait_for_function`` needs an eval that the page's policy forbids.
+    """
     end = time.monotonic() + seconds
     while not ask():
         assert time.monotonic() < end, "it never came"

@@ -397,12 +397,12 @@ def test_sweeps_side_by_side_and_the_readers_view_are_in_the_address(chromium: A
         # By keyboard: the status above grows and shrinks, and with it every place on the page.
         for box in ("[data-filter=seed] input[value='1']", "#logx"):
             page.locator(box).press("Space")
-        until(lambda: "logx" in page.url)
+        until(lambda: "logx" in page.evaluate("location.href"))
         page.locator("#sweeps label", has_text="second").locator("input").press("Space")
-        until(lambda: "sweep=second" in page.url)
+        page.wait_for_url("**sweep=second**", wait_until="commit")
         page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
         until(lambda: page.locator("#status strong").count() == 2)
-        link, both = page.url, shown(page)
+        link, both = page.evaluate("location.href"), shown(page)
         assert "logx" in link
         assert both == 3 * 14 + 14  # three seeds of one sweep and the other one of the second
     with opened(chromium, link) as page:

@@ -273,3 +273,20 @@ def test_failures_of_several_sweeps_say_whose_they_are():
     lost = study(0, 0.005)[0] | {"status": "oom"}
     assert facts.failures(stacked([], [lost]))["sweep"].tolist() == ["b"]
     assert facts.failures(frame([lost]))["sweep"].tolist() == [""]
+
+
+def test_metrics_of_plugins_and_label_sets_are_axes_as_well():
+    extra = {"edge_mse": 0.3, "val_edge_mse": 0.4, "edge_mse_se": 0.01, "val_edge_mse_se": 0.01, "only_test": 1.0}
+    low = trial("end_to_end", 0, 0.0, (0.04, 1.0), (0.04, 1.0))
+    high = trial("end_to_end", 0, 0.1, (0.05, 0.5), (0.05, 0.5))
+    for row, (edges, right) in ((low, (0.4, 0.9)), (high, (0.2, 0.5))):
+        own = extra | {"val_edge_mse": edges, "parity_accuracy": right, "val_parity_accuracy": right}
+        row["metrics"] = {**dict(row["metrics"]), **own}
+    points = facts.compressors(frame([low, high]))
+    assert {"edge_mse", "parity_accuracy"} <= facts.axes(points).keys()
+    assert not {"edge_mse_se", "only_test", "mse_kmeans", "val_edge_mse"} & facts.axes(points).keys()
+    assert facts.fronts(points, "mse", "edge_mse")["on_front"].tolist() == [True, True]
+    # More accuracy is better, so the first one, of less MSE, is alone on its front.
+    assert facts.fronts(points, "mse", "parity_accuracy")["on_front"].tolist() == [True, False]
+    figure = figures.frontier(points, "edge_mse", "parity_accuracy")
+    assert figure.layout.xaxis.title.text == "edge mse"

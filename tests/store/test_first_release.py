@@ -51,7 +51,7 @@ def test_every_command_opens_it(root, tmp_path) -> None:
     told = json.loads(urc_sweep("query", "select max(epochs) n from trials", "--format", "json", "--store", root))
     assert told == [{"n": 3}]
     for command in ("trials", "frontier"):
-        assert "end_to_end" in urc_sweep(command, "small", "--store", root) or command == "frontier"
+        assert "end-to-end" in urc_sweep(command, "small", "--store", root) or command == "frontier"
     report = tmp_path / "report.html"
     urc_sweep("report", "small", "--store", root, "-o", report)
     assert report.stat().st_size > 100_000

@@ -41,6 +41,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "bits_per_pixel": "rate [bits per pixel]",
     }
 )
+# In the map of further metrics: anchors and errors, which are no axes.
+_NO_AXES = ("_se", "_floor", "mse_rate0", "mse_kmeans", "label_entropy")
 RATE_AXES = frozenset({"rate_bits", "bits_per_pixel"})
 LARGER_IS_BETTER = frozenset({"accuracy", "ssim", "psnr_db", "heldout_accuracy", "latent_accuracy"})
 
@@ -78,6 +80,7 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     Of the trial whose encoder they use: ``parent_stage`` and ``parent_variant`` ("" where there is none),
     ``parent_lambda_d``, ``parent_mse_centroid``. Of the data: ``bits_per_pixel`` (NaN where its images' size is not
     planned), the ``REFERENCE``, and by it ``worse_than_rate0``: a validation MSE above that of the best constant image.
+    Of the map ``metrics``: those of plugins and further label sets.
     A table that has them is returned as it is: what all facts need is then computed once.
     """
     if "worse_than_rate0" in trials:
@@ -94,11 +97,31 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     pixels = points["dataset"].map({name: float(height * width) for name, (_, height, width) in known.items()})
     points["bits_per_pixel"] = points["rate_bits"] / pixels.astype("float64")
     points[["val_rate_bits", "val_bits_per_pixel"]] = points[["rate_bits", "bits_per_pixel"]]  # of every split
+    further = [name for axis in _further(points) for name in (axis, f"val_{axis}")]
+    values = {name: [metrics.get(name) if metrics else None for metrics in points["metrics"]] for name in further}
+    points = pd.concat([points, pd.DataFrame(values, points.index, dtype="float64")], axis=1)
     points["reference_mse"] = anchor(points, "mse_rate0")
     points["reference_cross_entropy"] = anchor(points, "label_entropy")
     points["worse_than_rate0"] = points["val_mse"] > anchor(points, "val_mse_rate0")
     order = ["rate_bits", "dim", "stage", "parent_lambda_c", "lambda_c", "seed"]
     return points.sort_values(order, kind="stable", ignore_index=True)
+
+
+def _further(points: pd.DataFrame) -> list[str]:
+    maps = [metrics for metrics in points["metrics"] if isinstance(metrics, dict)]
+    told = {name for metrics in maps for name in metrics if f"val_{name}" in metrics}
+    return sorted(name for name in told - AXES.keys() if not name.endswith(_NO_AXES))
+
+
+def axes(points: pd.DataFrame) -> dict[str, str]:
+    """Return what a frontier of these ``compressors`` can be drawn over, and its label: also plugins' metrics."""
+    known = {axis: label for axis, label in AXES.items() if points[axis].notna().any()}
+    return known | {name: name.replace("_", " ") for name in _further(points)}
+
+
+def larger_is_better(axis: str) -> bool:
+    """Return whether more of a metric is better; of further metrics those named an accuracy."""
+    return axis in LARGER_IS_BETTER or axis.endswith("accuracy")
 
 
 def anchor(points: pd.DataFrame, name: str) -> pd.Series[float]:
@@ -116,7 +139,7 @@ def anchor(points: pd.DataFrame, name: str) -> pd.Series[float]:
 
 def oriented(points: pd.DataFrame, axes: Sequence[str], prefix: str = "") -> NDArray[np.float64]:
     """Return the columns ``prefix + axis`` as (n, axes) with larger-is-better ones negated: all to be minimised."""
-    columns = [points[prefix + axis].to_numpy(float) * (-1 if axis in LARGER_IS_BETTER else 1) for axis in axes]
+    columns = [points[prefix + axis].to_numpy(float) * (-1 if larger_is_better(axis) else 1) for axis in axes]
     return np.column_stack(columns)
 
 
@@ -174,7 +197,7 @@ def bands(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd.
     """
     points = fronts(trials, x, y)
     keys = ["sweep", *([] if RATE_AXES & {x, y} else RATE), "stage", *PARENT, "variant"]
-    sign = np.array([-1.0 if axis in LARGER_IS_BETTER else 1.0 for axis in (x, y)])
+    sign = np.array([-1.0 if larger_is_better(axis) else 1.0 for axis in (x, y)])
     values = np.where(points[["on_front"]], oriented(points, [x, y]), np.nan)
     seed, told, rows = points["seed"].to_numpy(), points[keys], []
     for cell in cells(points, keys):

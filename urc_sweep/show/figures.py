@@ -81,10 +81,12 @@ def frontier(
     quarter, half (the line) and three quarters of the seeds reach. ``references`` are drawn in grey, only where both
     axes are among their metrics. Unknown axis: ``SpecError``.
     """
-    if unknown := [axis for axis in (x, y) if axis not in facts.AXES]:
-        raise SpecError(f"axis {unknown[0]}: {choices(unknown[0], facts.AXES)}")
+    trials = facts.compressors(trials)
+    known = {**facts.AXES, **facts.axes(trials)}
+    if unknown := [axis for axis in (x, y) if axis not in known]:
+        raise SpecError(f"axis {unknown[0]}: {choices(unknown[0], known)}")
     points = facts.fronts(trials, x, y).dropna(subset=[x, y])
-    figure = go.Figure(layout=_layout(facts.AXES[x], facts.AXES[y]))
+    figure = go.Figure(layout=_layout(known[x], known[y]))
     figure.update_layout({f"{letter}axis_type": "log" for letter in log})
     for curve, dash in zip(references, itertools.cycle(("dash", "dot", "dashdot")), strict=False):
         if {x, y} <= curve.values.keys():
@@ -293,7 +295,7 @@ def _families(
     """
     rates = [] if facts.RATE_AXES & {x, y} else facts.RATE
     keys = [*rates, *(key for key in facts.FRONT_OF_RATES if key != "seed")]
-    sign = np.array([-1.0 if axis in facts.LARGER_IS_BETTER else 1.0 for axis in (x, y)])
+    sign = np.array([-1.0 if facts.larger_is_better(axis) else 1.0 for axis in (x, y)])
     bands = _groups(surfaces, keys) if len(surfaces) else {}
     for key, group in _groups(points[points["on_front"]], keys).items():
         row = facts.records(group.head(1))[0] | ({} if rates else {"rate_bits": np.nan})
@@ -347,7 +349,7 @@ def _overlays(figure: go.Figure, table: pd.DataFrame, points: pd.DataFrame, axes
 
 def _ends(value: float | None, axis: str, span: tuple[float, float]) -> tuple[list[float], float]:
     """Return where a line across the points begins and ends, and how far a corner's arm reaches, towards worse."""
-    arm = 0.08 * (span[1] - span[0]) * (-1 if axis in facts.LARGER_IS_BETTER else 1)
+    arm = 0.08 * (span[1] - span[0]) * (-1 if facts.larger_is_better(axis) else 1)
     return [*span] if value is None else [value, value], arm
 
 

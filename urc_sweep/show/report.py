@@ -214,7 +214,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
     rates = facts.records(every.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates())
     number = {tuple(rate.values()): index for index, rate in enumerate(rates)}
     stages = sorted(every["stage"].unique())
-    axes = [axis for axis in facts.AXES if points[axis].notna().any()]
+    axes = facts.axes(points)
     pictures = {} if linked else _pictures(points, shown.image)
     known = {*points["samples_sha256"].dropna(), *points["originals_sha256"].dropna()} if linked else set(pictures)
     row_of = {name: index for index, name in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
@@ -241,8 +241,8 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
     return {
         "sweeps": list(shown.sweeps),
         "trials": columns,
-        "axes": {axis: facts.AXES[axis] for axis in axes},
-        "larger": sorted(facts.LARGER_IS_BETTER),
+        "axes": axes,
+        "larger": list(filter(facts.larger_is_better, axes)),
         "rate_axes": list(facts.RATE_AXES),
         "rates": [
             {"key": f"{key[0]}x{key[1]}@{key[2]:.4g}", "label": figures.rate_label(*key), "bits": key[2]}

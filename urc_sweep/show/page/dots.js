@@ -10,7 +10,8 @@ const PATHS = {
   diamond: (pen, x, y, r) => polygon(pen, x, y, [0, -1.3 * r, 1.3 * r, 0, 0, 1.3 * r, -1.3 * r, 0]),
   "triangle-up": (pen, x, y, r) => polygon(pen, x, y, [0, -1.2 * r, 1.1 * r, 0.8 * r, -1.1 * r, 0.8 * r]),
   cross: (pen, x, y, r) => (pen.rect(x - r, y - r / 3, 2 * r, r / 1.5), pen.rect(x - r / 3, y - r, r / 1.5, 2 * r)),
-  x: (pen, x, y, r) => (pen.moveTo(x - r, y - r), pen.lineTo(x + r, y + r), pen.moveTo(x + r, y - r), pen.lineTo(x - r, y + r)),
+  x: (pen, x, y, r) => polygon(pen, x, y, [0, -r / 2, r / 2, -r, r, -r / 2, r / 2, 0, r, r / 2, r / 2, r, 0, r / 2, -r / 2, r, -r, r / 2, -r / 2, 0, -r, -r / 2, -r / 2, -r]),
+  "x-thin": (pen, x, y, r) => (pen.moveTo(x - r, y - r), pen.lineTo(x + r, y + r), pen.moveTo(x + r, y - r), pen.lineTo(x - r, y + r)),
 };
 
 function polygon(pen, x, y, corners) {
@@ -33,7 +34,7 @@ function drawDots() {
   Object.assign(canvas.style, { left: `${at.l}px`, top: `${at.t}px`, width: `${width}px`, height: `${height}px` });
   pen.scale(scale, scale);
   for (const { rows, shape, colour, outline, opacity } of dots) {
-    const hollow = shape.endsWith("-open") || shape === "x";
+    const hollow = shape.endsWith("-open");
     Object.assign(pen, { fillStyle: colour, strokeStyle: outline && !hollow ? outline : colour, lineWidth: outline || hollow ? 1.3 : 0.6 });
     for (const i of rows) {
       const [x, y] = of(i);

@@ -75,7 +75,7 @@ function drawFrontier() {
     const opacity = (i) => (!members.has(i) ? 0.25 : banded.size ? 0.7 : 1), fill = rateOf(group[0]).colour;
     if (many) {
       dots.push({ rows: group.filter((i) => !T.worse_than_rate0[i]), shape, colour: fill, outline: outlined ? ink : null, opacity });
-      dots.push({ rows: group.filter((i) => T.worse_than_rate0[i]), shape: "x", colour: fill, outline: null, opacity });
+      dots.push({ rows: group.filter((i) => T.worse_than_rate0[i]), shape: "x-thin-open", colour: fill, outline: null, opacity });
       continue;
     }
     marks.push({
@@ -83,7 +83,7 @@ function drawFrontier() {
       text: group.map(hover), hovertemplate: "%{text}<extra></extra>",
       marker: {
         size: (outlined ? 10 : 9) * size(), color: fill, line: { color: outlined ? ink : fill, width: outlined ? 1.4 : 0.6 },
-        symbol: group.map((i) => (T.worse_than_rate0[i] ? "x" : shape)), opacity: group.map(opacity),
+        symbol: group.map((i) => (T.worse_than_rate0[i] ? "x-thin-open" : shape)), opacity: group.map(opacity),
       },
     });
   }
@@ -92,7 +92,7 @@ function drawFrontier() {
   const picture = layout(DATA.axes[x] || "", DATA.axes[y] || "", rows.length ? "" : nothing);
   for (const [name, metric] of [["xaxis", x], ["yaxis", y]]) picture[name].type = log[metric] ? "log" : "linear";
   if (fronts.some((front) => front.corners.length > 1)) keys.push(bands.length ? `line and band: what half, and a quarter to three quarters, of the ${distinct(bands.map((band) => band.seeds)).join(" or ")} seeds attain` : "steps: fronts, one per seed");
-  if (rows.some((i) => T.worse_than_rate0[i])) keys.push("cross: worse than no bits at all");
+  if (rows.some((i) => T.worse_than_rate0[i])) keys.push("thin cross: worse than no bits at all");
   if (on("overlays") && rows.length) under.unshift(...overlaid(rows, x, y, log, picture, keys), ...referred(x, y, keys));
   frame(rows.filter((i) => !T.worse_than_rate0[i]), rows.length, { xaxis: [x, on("logx")], yaxis: [y, on("logy")] }, picture);
   visible = rows.sort((a, b) => T[x][a] - T[x][b] || T[y][a] - T[y][b]);

@@ -70,7 +70,7 @@ function recall() {
 
 // -- filters -----------------------------------------------------------------------------------------------------
 
-const OUTLINES = { circle: "M2 8a6 6 0 1 0 12 0a6 6 0 1 0-12 0", diamond: "M8 1l7 7-7 7-7-7z", "triangle-up": "M8 2l7 12H1z", cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z" };
+const OUTLINES = { circle: "M2 8a6 6 0 1 0 12 0a6 6 0 1 0-12 0", diamond: "M8 1l7 7-7 7-7-7z", "triangle-up": "M8 2l7 12H1z", cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z", x: "M3 1l5 5 5-5 2 2-5 5 5 5-2 2-5-5-5 5-2-2 5-5-5-5z" };
 
 function symbol(shape, colour, outlined, hollow) {
   const span = el("span");

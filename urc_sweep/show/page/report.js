@@ -73,7 +73,8 @@ async function start() {
   onPage("plot", drawFrontier);
   for (const [id, draw] of [["cost", drawCost], ["gap", drawGap], ["surface", drawSurface], ["curves", drawCurves]]) onPage(id, draw);
   await show();
-  if (ALL.length) preview(pinnedRows()[0] ?? ALL.reduce((best, i) => (T.val_mse?.[i] < T.val_mse?.[best] ? i : best)));
+  const decoded = ALL.filter((i) => T.val_mse?.[i] != null);
+  if (decoded.length) preview(pinnedRows()[0] ?? decoded.reduce((best, i) => (T.val_mse[i] < T.val_mse[best] ? i : best)));
   $("plot").on("plotly_hover", (event) => event.points[0].customdata != null && preview((cursor = event.points[0].customdata)));
   $("plot").on("plotly_click", (event) => event.points[0].customdata != null && togglePin(event.points[0].customdata));
   $("plot").on("plotly_relayout", zoomed);
