@@ -139,6 +139,17 @@ def test_a_published_file_keeps_what_means_something_else(tmp_path: Path):
     assert exchange.references(path) == ("vtm", {"bits_per_pixel": [1.0], "psnr_db": [30.5]})
 
 
+def test_an_mse_is_per_pixel_of_ours_only_in_our_files(tmp_path: Path):
+    path = tmp_path / "codec.json"
+    results = {"bpp": [0.1], "mse": [51.2], "accuracy": [0.9], "psnr": [31.0]}
+    for meta in ({"type": "image"}, None, "text"):
+        path.write_text(json.dumps({"name": "codec", "meta": meta, "results": results}))
+        assert exchange.references(path).values == {"bits_per_pixel": [0.1], "psnr_db": [31.0]}
+    (path,) = exchange.compressai(store_of(tmp_path / "store", [trial(1, 2, 0, 0.03, accuracy=0.9)]), "s", tmp_path)
+    ours = exchange.references(path).values
+    assert (ours["mse"], ours["accuracy"]) == ([0.03], [0.9])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 
 from tests.show.browser import CHROMIUM
-from tests.show.test_facts import frame, study
+from tests.show.test_facts import frame, study, trial
 from tests.show.test_figures import seeds
 from tests.show.test_gaps import run, save
 from urc_sweep.errors import ResourceError, SpecError
+from urc_sweep.maths.penalty import paired_interval
+from urc_sweep.maths.streams import FIXED_SEED
 from urc_sweep.show import export, facts, figures, gaps
 
 EVIL = r"a_b & 50% $x$ #1 {y} ~ ^ \input{/etc/passwd} <é|λ>"
@@ -217,6 +219,49 @@ def test_latex_of_facts_has_means_over_seeds(kind: str):
     assert all(line.endswith(r"& 3 \\") for line in text.splitlines() if line.startswith("(3, 3)"))
 
 
+def body(text: str) -> list[list[str]]:
+    """The cells of a LaTeX table's rows, without its head."""
+    lines = text.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
+    return [line.removesuffix(r" \\").split(" & ") for line in lines]
+
+
+def test_only_a_constraint_is_infeasible():
+    joint = [trial("joint", seed, 0.01, (None, None), (None, None), mse_centroid=0.03 + seed / 100) for seed in (0, 1)]
+    (row,) = body(export.latex(frame(joint), "encoders", "", ""))
+    assert row[4:] == ["--", "--", "--", "$0.03500$", "--", "2"]
+    rows = [row | {"metrics": {}} for row in study(0, 0.005)]  # no reference, no hypervolume
+    assert [row[4:] for row in body(export.latex(frame(rows), "hypervolume", "", ""))] == [["--", "--", "0 of 1"]] * 2
+
+
+def test_intervals_from_ten_seeds_on_are_the_bootstrap():
+    values = 0.02 + 0.01 * np.linspace(0, 1, 10) ** 3
+    rows = [trial("end_to_end", n, 0.01, (0.04, 1.0), (mse, 1.0)) for n, mse in enumerate(values)]
+    ((*_, interval, n),) = body(export.latex(frame(rows), "points", "", ""))
+    told = paired_interval(values, FIXED_SEED)
+    assert (interval, n) == (f"$[{told.low:.5f}, {told.high:.5f}]$", "10")
+    assert told.low != pytest.approx(paired_interval(values).low, abs=1e-5)
+
+
+def test_points_say_in_how_many_seeds_they_are_on_the_front():
+    rows = [trial("end_to_end", seed, 0.0, (0.04, 1.0), (0.04, 1.0)) for seed in range(3)]
+    rows += [trial("end_to_end", seed, 0.1, (0.05, 0.5 + seed), (0.05 + seed, 0.5)) for seed in range(3)]
+    rows += [trial("end_to_end", seed, 0.2, (0.06, 3.0), (0.06, 3.0)) for seed in range(3)]
+    told = body(export.latex(frame(rows), "points", "", ""))
+    assert [(row[-3], row[-1]) for row in told] == [("$0.04000$", "3"), ("$0.05000$", "1 of 3")]
+
+
+@pytest.mark.parametrize("kind", ["hypervolume", "points"])
+def test_reduced_trials_of_two_rates_are_no_seeds_of_each_other(kind: str):
+    rows = [trial("end_to_end", 0, 0.01, (0.04, 1.0), (0.04, 1.0), dim=dim, rate_bits=2.0 * dim) for dim in (3, 4)]
+    rows += [
+        trial("reduced", 0, 0.01, (mse, 1.0), (mse, 1.0), dim=2, rate_bits=4.0)
+        | {"parent_id": parent["trial_id"], "parent_lambda_c": 0.01}
+        for parent, mse in zip(rows, (0.05, 0.06), strict=True)
+    ]
+    told = [row for row in body(export.latex(frame(rows), kind, "", "")) if row[1].startswith("reduced")]
+    assert [(row[1], row[-1]) for row in told] == [("reduced, from 6 bits", "1"), ("reduced, from 8 bits", "1")]
+
+
 def test_latex_escapes_what_came_from_data():
     rows = [row | {"variant": EVIL, "parent_variant": EVIL} for row in study(0, 0.005)]
     text = export.latex(frame(rows).assign(sweep=EVIL), "penalty", "", EVIL)
@@ -243,6 +288,20 @@ def test_a_sweep_cites_what_it_uses():
     assert not re.search("zhang2021|wang2024", told)
     assert "% data set my\\nown: cite its own source" in told
     assert told.count("@") == 2
+
+
+def test_no_name_becomes_an_entry_or_breaks_one():
+    rows = frame(study(0, 0.005)).assign(dataset="x @misc{evil, title={y}}", code_version="1.0{")
+    told = export.citations(rows, "study", SOURCE)
+    assert "% data set x (at)misc(evil, title=(y)): cite its own source" in told
+    assert re.findall(r"@\w+\{(.*?),", told) == [
+        "nguyen2025universal",
+        "zhang2021universal",
+        "wang2024lossy",
+        "urc-sweep",
+    ]
+    assert told.count("{") == told.count("}")  # BibTeX counts those behind a backslash too
+    assert "trained by code 1.0" in told
 
 
 def test_every_entry_is_whole_and_has_authors():

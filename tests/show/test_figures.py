@@ -159,6 +159,16 @@ def test_overlays_are_labelled_and_far_ones_wait_in_the_legend():
     assert "k-means near-floor (not a bound)" in waiting
 
 
+def test_overlays_of_sweeps_are_named_and_drawn_once_where_they_agree():
+    other = [row | {"metrics": row["metrics"] and row["metrics"] | {"mse_rate0": 0.09}} for row in study(0, 0.005)]
+    trials = pd.concat([frame(rows).assign(sweep=name) for name, rows in [("a", study(0, 0.005)), ("<b>", other)]])
+    traces = {trace.name: trace for trace in figures.frontier(trials).data if trace.name and not trace.meta}
+    places = {name: (trace.x[1], trace.y[1]) for name, trace in traces.items() if "no bits" in name}
+    label = "no bits: best constant image, H(S)"  # the entropy is the same, the place is not
+    assert places == {f"{label}, a": (0.1, 2.0), f"{label}, &lt;b&gt;": (0.09, 2.0)}
+    assert [name for name in traces if "k-means" in name] == ["k-means near-floor (not a bound), &lt;b&gt;, a"]
+
+
 def test_references_are_drawn_only_over_axes_that_they_have():
     curve = Curve(EVIL, {"mse": [0.01, 0.02], "cross_entropy": [1.0, 0.5]})
     drawn = next(
@@ -218,6 +228,14 @@ def test_gap_bars_sum_to_the_whole():
 
 
 @pytest.mark.parametrize("draw", [figures.penalty, figures.gap])
+def test_what_is_no_penalty_yet_is_drawn_with_that_remark(draw: Any):
+    rows = [row | {"mse_centroid": 0.01} for seed in range(3) for row in study(seed, 0.005)]
+    assert "two points" not in texts(draw(frame(rows)))
+    single = [row for row in rows if (row["stage"], row["lambda_c"]) != ("universal", 0.05)]
+    assert "a front needs at least two points" in texts(draw(frame(single)))
+
+
+@pytest.mark.parametrize("draw", [figures.penalty, figures.gap])
 def test_an_unknown_constraint_is_one_line(draw: Any):
     with pytest.raises(SpecError, match="mse: choices"):
         draw(seeds(1), "mse")
@@ -252,6 +270,22 @@ def test_images_are_the_bytes_of_the_store_in_the_order_of_the_weight():
     tops = [entry.y for entry in figure.layout.images]
     assert tops == sorted(tops)
     assert texts(figure).index("λ<sub>c</sub> 0.015") < texts(figure).index("λ<sub>c</sub> 0.05")
+
+
+def test_images_of_each_sweep_are_of_its_first_seed():
+    sweeps = [
+        [row | {"samples_sha256": name, "originals_sha256": "o"} for row in study(seed, 0.005)]
+        for name, seed in [("a", 0), ("a later", 1), ("b", 7)]
+    ]
+    trials = pd.concat([frame(rows).assign(sweep=rows[0]["samples_sha256"][0]) for rows in sweeps])
+    asked: list[str] = []
+
+    def image(sha256: str) -> bytes:
+        asked.append(sha256)
+        return png(40, 8, 0)
+
+    figures.images(trials, image)
+    assert {*asked} == {"a", "b", "o"}
 
 
 def test_curves_are_drawn_per_trial_in_the_order_of_epochs():

@@ -296,4 +296,4 @@ def test_status_counts_by_stage(tmp_path, screen):
     lines = screen("status", "--store", tmp_path / "store", watched=False).lines
     assert lines[0].endswith(": not running")
     assert lines[1].split()[:2] == ["stage", "pending"]
-    assert terminal.words("joint_decoder") == "joint decoder"
+    assert terminal.stage_label("joint_decoder") == "joint decoder"

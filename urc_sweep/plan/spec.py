@@ -282,6 +282,11 @@ STAGES = (EndToEnd, Joint, Universal, Refined, Reduced)
 COMPRESSORS = ("end_to_end", "joint", "universal", "refined", "reduced")
 
 
+def stage_label(stage: str) -> str:
+    """Return a stage's name as it is written in text."""
+    return stage.replace("end_to_end", "end-to-end").replace("_", " ")
+
+
 class Sweep(Section):
     """A whole study: one data set, one family of networks, rates, seeds and stages."""
 

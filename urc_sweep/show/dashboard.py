@@ -23,7 +23,8 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from urc_sweep.errors import SpecError, StoreError, UrcSweepError, choices, printable
-from urc_sweep.show import exchange, figures, gaps, progress, report
+from urc_sweep.plan.spec import stage_label
+from urc_sweep.show import exchange, gaps, progress, report
 from urc_sweep.show.terminal import duration
 from urc_sweep.store.commits import Store
 from urc_sweep.store.lease import holder_of
@@ -240,7 +241,7 @@ def _stages(name: str, trials: pd.DataFrame, now: datetime) -> Any:
         counts = {state: row[state] for state in progress.STATES if row[state]}
         bars = [html.I(className=state, style={"flexGrow": int(count)}) for state, count in counts.items()]
         words = ", ".join(f"{count} {state}" for state, count in counts.items())
-        rows += [html.Dt(figures.stage_label(row["stage"])), html.Dd(html.Span(bars)), html.Dd(words)]
+        rows += [html.Dt(stage_label(row["stage"])), html.Dd(html.Span(bars)), html.Dd(words)]
     running: Any = trials[trials["status"] == "running"].to_dict("records")
     told = "; ".join([*map(_trial, running[:RUNNING_SHOWN]), *["…"] * (len(running) > RUNNING_SHOWN)])
     return html.Div([html.Dl(rows), html.P(f"{name} now: {told}" if told else "", className="caption")])
@@ -248,7 +249,7 @@ def _stages(name: str, trials: pd.DataFrame, now: datetime) -> Any:
 
 def _trial(row: Mapping[str, Any]) -> str:
     rate = f"({row['dim']:g}, {row['levels']:g})" if row["dim"] > 0 else ""
-    words = (figures.stage_label(row["stage"]), rate, gaps.weights(row), f"seed {row['seed']}")
+    words = (stage_label(row["stage"]), rate, gaps.weights(row), f"seed {row['seed']}")
     return " ".join(filter(None, words))
 
 

@@ -22,7 +22,8 @@ import pandas as pd
 
 from urc_sweep.errors import SpecError, StoreError
 from urc_sweep.maths.ids import digest
-from urc_sweep.show import facts, figures
+from urc_sweep.plan.spec import stage_label
+from urc_sweep.show import facts
 from urc_sweep.store.commits import Store, bytes_of
 
 MAX_REFERENCE_BYTES = 2**20  # the published files have 4 kB
@@ -55,17 +56,16 @@ def compressai(store: Store, sweep: str, path: Path) -> list[Path]:
     """
     points = facts.fronts(facts.load(store, sweep)).rename(columns=THEIRS)
     rows = facts.records(points)
-    named = {row["trial_id"]: (_curve_name(row), row["rate_bits"]) for row in rows}
-    bases = [named.get(parent, (parent[:12], 0.0)) for parent in points["parent_id"].fillna("")]
-    curves = [" on ".join(filter(None, [_curve_name(row), base])) for row, (base, _) in zip(rows, bases, strict=True)]
-    # Encoders of two rates whose decoders have the same one (reduced trials) are not two seeds of one point.
-    points = points.assign(curve=curves, base_rate=[rate for _, rate in bases])
+    named = {row["trial_id"]: _curve_name(row) for row in rows}
+    bases = [named.get(parent, parent[:12]) for parent in points["parent_id"].fillna("")]
+    curves = [" on ".join(filter(None, [_curve_name(row), base])) for row, base in zip(rows, bases, strict=True)]
+    points = points.assign(curve=curves)
     points = points[points["mse"].notna() & points["bits_per_pixel"].notna()]
     if points.empty:
         raise SpecError(f"{sweep}: no trial is done whose images have a known size: no rate per pixel to export")
     written = []
     for curve, group in points.groupby("curve"):
-        rates = group.groupby(["bits_per_pixel", *facts.RATE, "base_rate"])
+        rates = group.groupby(["bits_per_pixel", *facts.RATE, "reduced_from"], dropna=False)
         values = rates[[axis for axis in THEIRS.values() if (group[axis].abs() < float("inf")).all()]]
         means, spreads = values.mean(), values.std().astype(object)
         counts = rates.agg(seeds=("seed", "nunique"), worse_than_rate0=("worse_than_rate0", "sum")).to_dict("list")
@@ -84,17 +84,19 @@ def compressai(store: Store, sweep: str, path: Path) -> list[Path]:
 def _curve_name(row: Mapping[str, Any]) -> str:
     weights = " ".join(f"{term}={weight:.12g}" for term, weight in sorted((row["weights"] or {}).items()))
     weights = re.sub(r"\b(c|d|p)(lassification|istortion|erception)\b", r"\1", weights)  # the paper's indices
-    return " ".join(filter(None, [figures.stage_label(row["stage"]), row["variant"], weights]))
+    return " ".join(filter(None, [stage_label(row["stage"]), row["variant"], weights]))
 
 
 def references(path: Path) -> Reference:
     """Return the curve in a file of CompressAI's format (its published results, or an export of ours).
 
+    Metrics named like ours are taken from our exports alone: another's ``mse`` is of 8-bit pixels.
     At most 1 MiB, finite numbers only, ``bpp`` among them, all lists equally long; lists of text are left out. Else a
     ``SpecError`` names the file, the key and what is expected.
     """
     try:
         document = json.loads(bytes_of(path, MAX_REFERENCE_BYTES))
+        ours = "seeds" in (document.get("meta") or ())
         results = document.get("results", {key: value for key, value in document.items() if isinstance(value, list)})
         columns, count, name = sorted(results.items()), len(results["bpp"]), document.get("name", path.stem) + ""
     except OSError as error:
@@ -108,7 +110,8 @@ def references(path: Path) -> Reference:
         if key == "bpp" or not all(isinstance(value, str) for value in column):
             if not all(type(value) in (int, float) and abs(value) < 1e300 for value in column):
                 raise SpecError(f"{path}: results.{key}: expected finite numbers only")
-            values[OURS.get(key, key)] = [float(value) for value in column]
+            if ours or key not in facts.AXES:
+                values[OURS.get(key, key)] = [float(value) for value in column]
     return Reference(name, values)
 
 

@@ -26,6 +26,8 @@ from plotly.colors import sample_colorscale
 
 from urc_sweep.errors import ResourceError, SpecError, printable
 from urc_sweep.maths.penalty import FEWEST_PAIRS, paired_interval
+from urc_sweep.maths.streams import FIXED_SEED
+from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import facts, figures, gaps
 
 PIXELS: Mapping[str, float] = {
@@ -41,7 +43,7 @@ NOWHERE = "127.0.0.1:9"  # the discard port
 FONTS = ("LiberationSans-Regular.ttf", "Arial.ttf", "DejaVuSans.ttf")
 # Of each table: what it is, and the columns that it shows, last the one whose 95 % interval stands beside it.
 _TABLES: Mapping[str, tuple[str, str]] = {
-    "encoders": ("What encoders kept, MSE per pixel", "mse_centroid latent_label_entropy latent_accuracy mse"),
+    "encoders": ("What encoders kept, MSE per pixel", "mse latent_label_entropy latent_accuracy mse_centroid"),
     "gap": ("Gap of universality at matched {}, MSE per pixel", "constraint encoder decoder gap"),
     "hypervolume": ("Hypervolume of the fronts in (MSE per pixel, cross-entropy in nats)", "hypervolume"),
     "penalty": ("Distortion penalty at matched {}, MSE", "constraint mse_end_to_end mse_universal penalty"),
@@ -225,13 +227,16 @@ def latex(trials: pd.DataFrame, kind: str, at: str, source: str) -> str:
     (told, columns), rows = _TABLES[kind], table(trials, kind, at)
     names, prefix = columns.split(), "gap_" if kind == "gap" else ""
     if kind not in ("gap", "penalty"):
-        rows = _means(rows[rows["on_front"]] if kind == "points" else rows, names)
+        rows = _means(rows, names)
     lines = [[*("rate", "stage", "encoder", "weights"), *map(_tex, names), rf"95\% of {_tex(names[-1])}", "$n$"]]
     for row in facts.records(rows):
         low, high, seeds = (row[prefix + name] for name in ("low", "high", "seeds"))
-        interval = f"$[{low:.5f}, {high:.5f}]$" if pd.notna(low) else "--" if seeds else "infeasible"
+        missing = "--" if seeds or kind not in ("gap", "penalty") else "infeasible"
+        interval = f"$[{low:.5f}, {high:.5f}]$" if pd.notna(low) else missing
         base = gaps.encoder({"parent_stage": "", **row})
-        stage = ", ".join([figures.stage_label(row["stage"]), *([row["sweep"]] if rows["sweep"].nunique() > 1 else [])])
+        more = [f"from {row['reduced_from']:.4g} bits"] if pd.notna(row.get("reduced_from")) else []
+        more += [row["sweep"]] if rows["sweep"].nunique() > 1 else []
+        stage = ", ".join([stage_label(row["stage"]), *more])
         words = [figures.rate_label(*(row[key] for key in facts.RATE)), stage, base]
         values = [f"${row[name]:.5f}$" if pd.notna(row[name]) else "--" for name in names]
         count = f"{seeds} of {row['of_seeds']}" if row.get("of_seeds", seeds) != seeds else str(seeds)
@@ -248,11 +253,15 @@ def latex(trials: pd.DataFrame, kind: str, at: str, source: str) -> str:
 
 
 def _means(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    known = ["sweep", *facts.RATE, "stage", *facts.WEIGHTS, *facts.PARENT, "variant"]
-    grouped = rows.groupby([name for name in known if name in rows], dropna=False)
-    told = [paired_interval(values.to_numpy(float)) for _, values in grouped[columns[-1]]]
-    means = grouped[columns].mean().reset_index()
-    return pd.concat([means, pd.DataFrame(told).rename(columns={"n": "seeds"}).drop(columns="mean")], axis=1)
+    """Return one row per group of seeds: means over ``seeds`` of ``of_seeds``; of points, those that are on a front."""
+    known = ["sweep", *facts.RATE, "stage", *facts.PARENT, "variant", *facts.WEIGHTS]
+    keys = [rows[name] for name in known if name in rows]
+    shown = rows["on_front"] if "on_front" in rows else rows["stage"].notna()
+    grouped = rows[columns].where(shown).groupby(keys, dropna=False)
+    told = [paired_interval(values.to_numpy(float), FIXED_SEED) for _, values in grouped[columns[-1]]]
+    ends = pd.DataFrame(told, columns=["low", "high", "n"]).rename(columns={"n": "seeds"})
+    means = pd.concat([grouped.mean().assign(of_seeds=grouped.size()).reset_index(), ends], axis=1)
+    return means.loc[shown.groupby(keys, dropna=False).any().to_numpy(dtype=bool)]
 
 
 def _tex(text: str) -> str:
@@ -270,8 +279,11 @@ def citations(trials: pd.DataFrame, sweep: str, source: str) -> str:
     keys = ["nguyen2025universal", *["zhang2021universal"][: int(reused)], *["wang2024lossy"][: int(classified)]]
     sets = sorted(trials["dataset"].dropna().unique())
     told = [entries[key] for key in (*keys, *sets) if key in entries]
-    told += [f"% data set {printable(name)}: cite its own source" for name in sets if name not in entries]
+    # Of what is between entries BibTeX reads each @ as the next one's start, after a % too; \{ is a brace to it.
+    plain = {ord("@"): "(at)", ord("{"): "(", ord("}"): ")"}
+    unknown = [printable(name).translate(plain) for name in sets if name not in entries]
+    told += [f"% data set {name}: cite its own source" for name in unknown]
     code = ", ".join(sorted({*trials["code_version"].dropna(), *trials["git_sha"].dropna().str[:12]} - {""}))
-    note = _tex(f"sweep {sweep}, table {source}, trained by code {code}")
+    note = _tex(re.sub("[{}]", "", f"sweep {sweep}, table {source}, trained by code {code}"))
     version = metadata.version("urc-sweep")
     return "\n\n".join([*told, f"@misc{{urc-sweep,\n  title = {{urc-sweep {version}}},\n  note  = {{{note}}}\n}}\n"])

@@ -51,7 +51,8 @@ FAILURES = ("failed", "diverged", "oom", "skipped")
 RATE = ["dim", "levels", "rate_bits"]
 WEIGHTS = ["lambda_c", "lambda_d", "lambda_p"]
 ENCODER = ["parent_lambda_c", "parent_lambda_d", "parent_lambda_p"]
-PARENT = [*ENCODER, "parent_stage", "parent_variant"]
+# What sets an encoder that others use apart from those that differ by their seed alone.
+PARENT = [*ENCODER, "parent_stage", "parent_variant", "reduced_from"]
 # A front is of one sweep, rate, stage, seed and settings, and of one frozen encoder where there is one.
 FRONT = ["sweep", *RATE, "stage", "seed", "parent_id", "variant"]
 # Over an axis that is a rate it is of all rates; encoders of two rates are alike if they were trained alike.
@@ -78,8 +79,9 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that have a rate, lowest rate first, then by stage, weight and seed; with facts beside them.
 
     Of the trial whose encoder they use: ``parent_stage`` and ``parent_variant`` ("" where there is none),
-    ``parent_lambda_d``, ``parent_mse_centroid``. Of the data: ``bits_per_pixel`` (NaN where its images' size is not
-    planned), the ``REFERENCE``, and by it ``worse_than_rate0``: a validation MSE above that of the best constant image.
+    ``parent_lambda_d``, ``parent_mse_centroid``; of a reduced one, ``reduced_from``: that rate in bits. Of the data:
+    ``bits_per_pixel`` (NaN where its images' size is not planned), the ``REFERENCE``, and by it ``worse_than_rate0``: a
+    validation MSE above that of the best constant image.
     Of the map ``metrics``: those of plugins and further label sets.
     A table that has them is returned as it is: what all facts need is then computed once.
     """
@@ -90,9 +92,11 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     points["variant"] = points["variant"].fillna("") if "variant" in points else ""  # the first release had none
     place = {key: row for row, key in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
     parents = [place.get(key, -1) for key in zip(points["sweep"], points["parent_id"], strict=True)]
-    for name in ("stage", "variant", "lambda_d", "mse_centroid", "config_json"):
+    for name in ("stage", "variant", "lambda_d", "mse_centroid", "config_json", "rate_bits"):
         missing = "" if name in ("stage", "variant") else np.nan
         points[f"parent_{name}"] = points[name].reindex(parents, fill_value=missing).array
+    # Reduced codes of one rate may be parts of codes of two.
+    points["reduced_from"] = points.pop("parent_rate_bits").where(points["stage"] == "reduced")
     known = {data.name: data.facts["image"] for data in registry.of_kind("dataset") if "image" in data.facts}
     pixels = points["dataset"].map({name: float(height * width) for name, (_, height, width) in known.items()})
     points["bits_per_pixel"] = points["rate_bits"] / pixels.astype("float64")
@@ -177,7 +181,7 @@ def hypervolumes(trials: pd.DataFrame) -> pd.DataFrame:
     """
     points = fronts(trials)
     points = points[points["mse"].notna()]  # a joint trial is an encoder without a reconstruction
-    keys = ["sweep", *RATE, *"stage parent_lambda_c seed parent_id parent_stage parent_variant variant".split()]
+    keys = ["sweep", *RATE, "stage", *PARENT, "seed", "parent_id", "variant"]
     values, member = oriented(points, ["mse", "cross_entropy"]), points["on_front"].to_numpy()
     told, rows = points[[*keys, *REFERENCE]], []
     for cell in cells(points, keys):

@@ -25,6 +25,7 @@ from plotly.colors import qualitative
 from urc_sweep.errors import SpecError, StoreError, choices
 from urc_sweep.maths.frontier import envelope
 from urc_sweep.maths.penalty import FEWEST_PAIRS
+from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import facts, gaps
 
 if TYPE_CHECKING:
@@ -51,13 +52,8 @@ BASES = (("dot", "diamond"), ("dash", "square"), ("dashdot", "triangle-up"), ("l
 OTHER_SYMBOL, OTHER_DASH, WORSE_SYMBOL = "square", "dash", "x-thin-open"
 SVG_POINTS = 3000  # above it WebGL draws, the page's canvas too: SVG would take seconds
 MOST_STRIPS = 60  # an image grid longer than that is for the report
-SHARES = (0.25, 0.5, 0.75)  # of the seeds: where a band begins, its line, and where it ends
+CROWDED = 6  # bars whose names no longer fit side by side
 FAR = 0.5  # overlays further from the points than that share of their range wait in the legend
-
-
-def stage_label(stage: str) -> str:
-    """Return a stage's name as it is written in text."""
-    return {"end_to_end": "end-to-end"}.get(stage, stage.replace("_", " "))
 
 
 def rate_label(dim: int, levels: int, bits: float) -> str:
@@ -98,8 +94,9 @@ def frontier(
     scatter = go.Scattergl if len(points) > SVG_POINTS else go.Scatter
     sane = points[~points["worse_than_rate0"]]
     _overlays(figure, facts.overlays(trials), sane, (x, y))
-    if lost := (len(points) - len(sane)) * len(sane):
-        _clip(figure, sane[[x, y]], f"crosses: {lost // len(sane)} worse than rate 0, some outside")
+    lost = len(points) - len(sane)
+    if lost and len(sane):
+        _clip(figure, sane[[x, y]], f"crosses: {lost} worse than rate 0, may be outside")
     surfaces = facts.bands(trials, x, y) if bands else pd.DataFrame()
     for row, fronts, band in _families(points, surfaces, x, y):
         colour = colours.get(_rate(row), GREY)
@@ -135,7 +132,8 @@ def penalty(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = Non
     """
     at = at or gaps.matched_at(trials)
     table = (gaps.penalties(trials, at) if table is None else table).sort_values("constraint", kind="stable")
-    figure = go.Figure(layout=_layout(f"matched {facts.AXES[at]}", "distortion penalty [MSE per pixel]"))
+    matched = facts.AXES[at].replace(" classifier", "")  # must fit into a column of a paper
+    figure = go.Figure(layout=_layout(f"matched {matched}, validation", "distortion penalty [MSE per pixel]"))
     if table.empty:
         return _empty(figure, gaps.obstacle(trials, at) or "no penalty yet")
     figure.add_hline(0, line={"color": GREY, "width": 1})
@@ -158,7 +156,7 @@ def penalty(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = Non
         figure.add_scatter(**places, text=text, showlegend=False, **drawn, **told)
     if table["infeasible"].any():
         _key(figure, "infeasible", symbol="x-thin", line={"color": GREY, "width": 1.6})
-    return _seeds(figure, table.loc[~table["infeasible"], "seeds"])
+    return _seeds(figure, table.loc[~table["infeasible"], "seeds"], gaps.obstacle(trials, at))
 
 
 def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None) -> go.Figure:
@@ -175,7 +173,7 @@ def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None) -
         return _empty(figure, gaps.obstacle(trials, at) or "no gap to split: no universal front meets a constraint")
     rows, sweeps = facts.records(table), [*table["sweep"].unique()]
     places = [
-        [f"{_rate(row)}<br>{_base(row, sweeps)}" for row in rows],
+        [f"{_rate(row)}<br>" + re.sub("(.{10,}?) (?=[a-zλ])", r"\1<br>", _base(row, sweeps)) for row in rows],
         [_weights(row) for row in rows],
     ]
     for part, colour in PARTS.items():
@@ -185,9 +183,10 @@ def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None) -
         figure.add_bar(x=places, y=table[part], name=f"{part}'s part", textposition="none", marker=marker, **told)
     mean = {"symbol": "line-ew", "size": 14, "line": {"color": "black", "width": 2}}
     told = {"text": [_compared(row, at, "gap", "gap_") for row in rows], "hoverinfo": "text", "name": "whole gap"}
+    figure.update_xaxes(tickangle=-90 if len(rows) > CROWDED else None)
     whisker = _interval(rows, "gap", "gap_", "black")
     figure.add_scatter(x=places, y=table["gap"], error_y=whisker, mode="markers", marker=mean, **told)
-    return _seeds(figure, table["gap_seeds"])
+    return _seeds(figure, table["gap_seeds"], gaps.obstacle(trials, at))
 
 
 def surface(trials: pd.DataFrame) -> go.Figure:
@@ -244,13 +243,14 @@ def curves(trials: pd.DataFrame, curves: pd.DataFrame, metric: str = "loss", spl
 
 
 def images(trials: pd.DataFrame, image: Callable[[str], bytes]) -> go.Figure:
-    """Return reconstructions as a weight grows (the paper's figure 7), of the first seed: pixels as they are.
+    """Return reconstructions as a weight grows (the paper's figure 7), of each sweep's first seed: pixels as they are.
 
     ``image`` gives an artifact's PNG by its SHA-256, or raises ``StoreError``: that row is left out.
     """
     points = facts.fronts(trials)
     order = ["rate_bits", "sweep", "stage", "parent_id", "variant", "lambda_c", "lambda_p", "lambda_d"]
-    points = points[points["seed"] == points["seed"].min()].sort_values(order, kind="stable").head(MOST_STRIPS)
+    first = points["seed"] == points.groupby("sweep")["seed"].transform("min")
+    points = points[first].sort_values(order, kind="stable").head(MOST_STRIPS)
     figure, sweeps = go.Figure(layout=_layout("", "")), [*points["sweep"].unique()]
     group, top, width, beside = "", 0.0, 0, {"showarrow": False, "yanchor": "middle"}
     for row in facts.records(points):
@@ -302,7 +302,7 @@ def _families(
         tables = [table for _, table in group.groupby(["seed", "parent_id"], dropna=False)]
         fronts, band = [envelope(sign * table[[x, y]].to_numpy(float)) for table in tables], np.empty((0, 2))
         if key in bands:
-            shares = [bands[key].loc[bands[key]["share"] == share, ["x", "y"]] for share in SHARES]
+            shares = [bands[key].loc[bands[key]["share"] == share, ["x", "y"]] for share in facts.SHARES]
             best, half, worst = (sign * share.to_numpy(float) for share in shares)
             fronts, band = [half], _between(best, worst)
         yield row, [sign * front for front in fronts], sign * band
@@ -329,14 +329,19 @@ def _overlays(figure: go.Figure, table: pd.DataFrame, points: pd.DataFrame, axes
     """Draw what theory and anchors say: a corner where both axes are known, else a line across the points."""
     spans = {axis: (points[axis].min(), points[axis].max()) for axis in axes}
     colours = _colours(points)
-    rates = {_rate(row): row for row in facts.records(points)}
-    table = table[table["metric"].isin(axes)].drop_duplicates(["overlay", "metric"])
+    rates = {(row["sweep"], _rate(row)): row for row in facts.records(points)}
+    several, table = table["sweep"].nunique() > 1, table[table["metric"].isin(axes)]
+    values = table["metric"] + table["value"].astype(str)
+    place = values.groupby([table["sweep"], table["overlay"]]).transform(" ".join)
+    whose = table.groupby([table["overlay"], place])["sweep"].transform(lambda own: escape(", ".join(sorted({*own}))))
+    table = table.assign(label=table["label"] + (", " + whose if several else ""))
+    table = table.drop_duplicates(["label", "overlay", "metric"])
     for label, entries in table.groupby("label", sort=False):
         reach = [(value, *spans[metric]) for metric, value in zip(entries["metric"], entries["value"], strict=True)]
         near = all(low - FAR * (high - low) <= value <= high + FAR * (high - low) for value, low, high in reach)
         for number, group in enumerate(_groups(entries, ["overlay", "kind"]).values()):
             row, known = facts.records(group)[0], dict(zip(group["metric"], group["value"], strict=True))
-            own = rates.get(_rate(row), {})
+            own = rates.get((row["sweep"], _rate(row)), {})
             known |= {axis: own[axis] for axis in facts.RATE_AXES & {*axes} if own}
             (x, right), (y, up) = (_ends(known.get(axis), axis, spans[axis]) for axis in axes)
             if len(known) == len(axes):
@@ -412,12 +417,15 @@ def _interval(rows: Sequence[Row], value: str, prefix: str, colour: str) -> dict
     return {"array": up, "arrayminus": down, "color": colour, "thickness": 1.2, "width": 3}
 
 
-def _seeds(figure: go.Figure, counts: pd.Series[int]) -> go.Figure:
-    """Say above the figure over how many seeds it is, and what that carries."""
+def _seeds(figure: go.Figure, counts: pd.Series[int], obstacle: str | None) -> go.Figure:
+    """Say above the figure over how many seeds it is, what that carries, and why it is no penalty yet."""
     few, many = counts.min(), counts.max()
     carried = "95 % intervals" + ("" if few >= FEWEST_PAIRS else f" from {FEWEST_PAIRS} on")
     if len(counts):
         _note(figure, f"means of n = {few}{f' to {many}' if many > few else ''} paired seeds; {carried}")
+    if obstacle:  # in lines that a column of a paper holds, above what is drawn
+        _note(figure, escape(obstacle.split(";")[0]).replace(", ", ",<br>"), yanchor="top", align="left")
+        figure.update_yaxes(domain=[0, 0.82])
     return figure
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from urc_sweep.maths.penalty import FEWEST_PAIRS
+from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import facts, figures, gaps
 
 # A mail attachment: what is past these stays in the store, and the page says so.
@@ -24,6 +25,9 @@ DASH = "–"
 HEADINGS = {
     "parent_lambda_d": "encoder λ_d",
     "parent_lambda_p": "encoder λ_p",
+    "reduced_from": "of bits",
+    "reference_mse": "reference MSE",
+    "reference_cross_entropy": "reference [nats]",
     "parent_stage": "encoder's stage",
     "parent_variant": "encoder's variant",
     "lambda_d": "λ_d",
@@ -51,7 +55,7 @@ def written(
         "subtitle": _subtitle(trials),
         "state": _state(trials, points),
         "trust": _trust(trials, points, verified),
-        "penalties": _costs(trials, costs, tables["rate_penalties"]),
+        "penalties": _costs(points, costs, tables["rate_penalties"]),
         "hypervolumes": _hypervolumes(tables["hypervolumes"]),
         "encoders": _encoders(tables["encoders"]),
         "failures": _failures(tables["failures"], trace),
@@ -74,6 +78,7 @@ def _subtitle(trials: pd.DataFrame) -> str:
 
 def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
     """Return what a reader must know before believing the figures: empty and partial states, in plain words."""
+    trials, points = (table.drop_duplicates("trial_id") for table in (trials, points))
     notes = []
     waiting = int(trials["status"].isin(["pending", "running", "stopped"]).sum())
     failed = int(trials["status"].isin(facts.FAILURES).sum())
@@ -102,7 +107,7 @@ def _trust(trials: pd.DataFrame, points: pd.DataFrame, verified: str) -> str:
     trials, points = (table.drop_duplicates("trial_id") for table in (trials, points))
     ran = trials[trials["status"] == "done"]
     stages = facts.progress(trials).iterrows()
-    finished = [f"{figures.stage_label(str(name))} {row.get('done', 0)}/{row.sum()}" for name, row in stages]
+    finished = [f"{stage_label(str(name))} {row.get('done', 0)}/{row.sum()}" for name, row in stages]
     chosen = f"{int(points['on_front'].sum())} of {len(points)} points chosen for fronts on the validation split"
     entries = {
         "done": ", ".join(finished),
@@ -129,13 +134,13 @@ def _distinct(trials: pd.DataFrame, column: str, suffix: str = "") -> str:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _costs(trials: pd.DataFrame, costs: Mapping[str, Mapping[str, pd.DataFrame]], rates: pd.DataFrame) -> str:
+def _costs(every: pd.DataFrame, costs: Mapping[str, Mapping[str, pd.DataFrame]], rates: pd.DataFrame) -> str:
     """Return the tables of what universality costs, at everything that the objectives trade."""
     parts = []
     for at, tables in costs.items():
+        if reason := gaps.obstacle(every, at):
+            parts.append(f'<p class="note">Matched {_words(at)}: {html.escape(reason)}.</p>')
         if tables["penalties"].empty:
-            why = f"needs done end-to-end and universal trials of one rate and seed, with a term for {at}"
-            parts.append(f'<p class="empty">No penalty at matched {_words(at)} yet: it {why}.</p>')
             continue
         parts.append(_penalties(tables["penalties"], at))
         if len(tables["splits"]):
@@ -199,6 +204,7 @@ def _rate_penalties(table: pd.DataFrame) -> str:
     columns: dict[str, Cell] = {
         **_base(table),
         "A(Ω(R)) [bits]": _number("rate_penalty", "+.3f"),
+        "95 % interval": lambda row: _interval(row, "rate_penalty_"),
         "status": lambda row: str(row["status"]),
         "profile, max": _number("profile_max", "+.3f"),
         "profile, mean": _number("profile_mean", "+.3f"),
@@ -230,22 +236,23 @@ def _seeds(row: Mapping[str, Any]) -> str:
 
 
 def _stage(column: str = "stage") -> Cell:
-    return lambda row: figures.stage_label(row[column]) if row[column] else DASH
+    return lambda row: stage_label(row[column]) if row[column] else DASH
 
 
 def _hypervolumes(table: pd.DataFrame) -> str:
     if table.empty:
         return '<p class="empty">No front yet.</p>'
-    keys = ["sweep", *facts.RATE, "stage", "parent_lambda_c", "parent_variant", "variant"]
+    keys = ["sweep", *facts.RATE, "stage", *facts.PARENT, "variant", *facts.REFERENCE]
     every = table.groupby(keys, dropna=False)["hypervolume"].agg(mean="mean", n="size", each=list).reset_index()
-    reference = table[facts.REFERENCE].iloc[0]
-    caption = f"Hypervolume in (MSE, cross-entropy), reference ({reference.iloc[0]:.4f}, {reference.iloc[1]:.4f} nats)"
+    references = every[facts.REFERENCE].drop_duplicates()
+    one = "({:.4f}, {:.4f} nats)".format(*references.iloc[0]) if len(references) == 1 else "each data set's own"
+    caption = f"Hypervolume in (MSE, cross-entropy), reference {one}"
     columns: dict[str, Cell] = {
         **_varying(every, "sweep"),
         "rate": rate_cell,
         "stage": _stage(),
         "encoder λ_c": _number("parent_lambda_c", "g"),
-        **_varying(every, "parent_variant", "variant"),
+        **_varying(every, *facts.PARENT[1:], "variant", *(facts.REFERENCE if len(references) > 1 else ())),
         "mean": _number("mean", ".5f"),
         "fronts": lambda row: str(row["n"]),
         "each": lambda row: "  ".join(f"{value:.5f}" for value in row["each"][:10]) + (" …" if row["n"] > 10 else ""),

@@ -24,10 +24,11 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from urc_sweep.errors import StoreError
+from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import export, facts, figures, fragments, gaps
 from urc_sweep.store.commits import Store
 
-# A mail attachment: past these, thumbnails and curves of further trials stay in the store, and the page says so.
+# A mail attachment: past these, pictures and curves of further trials stay in the store, and the page says so.
 IMAGE_BYTES = 8_000_000
 CURVES, CURVE_EPOCHS = 400, 60
 TRACE_CHARACTERS = 20_000
@@ -136,6 +137,7 @@ def render(shown: Shown, live: Live | None = None) -> str:
         "top": live.top if live else "",
         "scripts": live.scripts if live else scripts,
         "data": pack(content.payload),
+        "traded": "classification" if content.payload["y"] == "cross_entropy" else "perception",
         "kind": "live page, read-only" if live else "file, no external request",
     }
     # One pass: what is filled in is never looked at again.
@@ -252,7 +254,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
         "stages": [
             {
                 "name": stage,
-                "label": figures.stage_label(stage),
+                "label": stage_label(stage),
                 "symbol": figures.SYMBOLS.get(stage, figures.OTHER_SYMBOL),
                 "dash": figures.DASHES.get(stage, figures.OTHER_DASH),
             }
@@ -263,6 +265,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
         "references": [{"name": each.name, "values": dict(each.values)} for each in shown.references],
         "curves": _curves(shown, every, number, stages),
         "images": pictures,
+        "pictures_left_out": len({*points["samples_sha256"].dropna()} - known),
         "linked": linked,
         "config": dict(figures.CONFIG),
         "svg_points": figures.SVG_POINTS,
@@ -297,7 +300,7 @@ def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, 
     """Return base64 PNGs by hash: first seed first (the image grid), then the fronts, until the budget is spent."""
     if points.empty:
         return {}
-    first = points["seed"] != points["seed"].min()
+    first = points["seed"] != points.groupby("sweep")["seed"].transform("min")
     ordered = points.assign(_first=first, _off=~points["on_front"]).sort_values(["_first", "_off"], kind="stable")
     pictures: dict[str, str] = {}
     spent = 0
@@ -343,7 +346,7 @@ def _curves(
         for row in facts.records(kept)
         if (row["sweep"], row["trial_id"]) in values
     ]
-    return {"lines": lines, "left_out": len(began) - len(kept), "thinned": thinned}
+    return {"lines": lines, "left_out": len(began) - len(kept), "thinned": thinned, "most": CURVE_EPOCHS}
 
 
 def _numbers(column: pd.Series[Any], digits: int = DIGITS) -> list[float | None]:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from urc_sweep.errors import SpecError, choices, printable
 from urc_sweep.plan.registry import find as component
-from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of
+from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of, stage_label
 from urc_sweep.plan.trials import Trial, trains_critic
 from urc_sweep.run.launch import Launch
 from urc_sweep.show.grid import Fitted, Plain, number
@@ -39,11 +39,6 @@ ARTIFACT_MB = 6.0
 WATCH_S = 1.0
 
 
-def words(stage: str) -> str:
-    """Return a stage's name as it is written in text."""
-    return stage.replace("end_to_end", "end-to-end").replace("_", " ")
-
-
 def name_of(trial: Trial) -> str:
     """Return a trial in words: stage, rate, weights, seed."""
     told = [trial.stage]
@@ -62,7 +57,7 @@ def plan(sweep: Sweep, trials: list[Trial], missing: list[Trial]) -> None:
     for stage in dict.fromkeys(trial.stage for trial in trials):
         members = [trial for trial in trials if trial.stage == stage]
         todo = [trial for trial in members if trial.id in left]
-        rows.append([words(stage), str(len(members)), str(len(todo)), duration(sum(map(estimate_s, todo)))])
+        rows.append([stage_label(stage), str(len(members)), str(len(todo)), duration(sum(map(estimate_s, todo)))])
     rows.append(["total", str(len(trials)), str(len(missing)), duration(sum(map(estimate_s, missing)))])
     title = f"{sweep.name}: {sweep.dataset.name}, {sweep.model.name}"
     console = Plain()
@@ -153,7 +148,7 @@ def by_stage(counts: Mapping[str, Mapping[str, int]], title: str) -> Fitted:
     """Return the table of trials by stage and state."""
     known = (*STATES, *sorted({state for row in counts.values() for state in row} - set(STATES)))
     states = [state for state in known if any(row.get(state) for row in counts.values())]
-    rows = [[words(stage), *(str(row.get(state) or "") for state in states)] for stage, row in counts.items()]
+    rows = [[stage_label(stage), *(str(row.get(state) or "") for state in states)] for stage, row in counts.items()]
     return Fitted(["stage", *states], rows, title)
 
 
@@ -262,7 +257,7 @@ def _best(points: pd.DataFrame) -> Group:
     """Return the table of the best points so far, a row per rate and stage."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in points.to_dict("records"):
-        place = found.setdefault((f"({row['dim']},{row['levels']})", words(row["stage"])), {})
+        place = found.setdefault((f"({row['dim']},{row['levels']})", stage_label(row["stage"])), {})
         place[row["metric"]] = [number(row["value"], "#.4g"), row["trial_id"][:12]]
     rows = [
         [*key, *(c for name in ("mse", "cross_entropy") for c in cells.get(name, ["-", "-"]))]
@@ -398,7 +393,7 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
     if name == "seeds":
         return f"{row.get('seeds', row['of_seeds'])}/{row['of_seeds']}"
     if name == "stage":
-        return words(row[name])
+        return stage_label(row[name])
     low, high = (number(row.get(end if name == "interval" else f"{name}_{end}"), ".3g") for end in ("low", "high"))
     interval = "-" if low == "-" else f"[{low}, {high}]"
     if name == "interval":

@@ -34,15 +34,19 @@ function drawDots() {
   Object.assign(canvas.style, { left: `${at.l}px`, top: `${at.t}px`, width: `${width}px`, height: `${height}px` });
   pen.scale(scale, scale);
   for (const { rows, shape, colour, outline, opacity } of dots) {
-    const hollow = shape.endsWith("-open");
+    const hollow = shape.includes("-open"), dotted = shape.endsWith("-dot");
     Object.assign(pen, { fillStyle: colour, strokeStyle: outline && !hollow ? outline : colour, lineWidth: outline || hollow ? 1.3 : 0.6 });
     for (const i of rows) {
       const [x, y] = of(i);
       if (!(x > -9 && x < width + 9 && y > -9 && y < height + 9)) continue;
       pen.globalAlpha = opacity(i);
       pen.beginPath();
-      (PATHS[shape.split("-open")[0].replace("-dot", "")] ?? PATHS.square)(pen, x, y, radius);
+      (PATHS[shape.replace("-open", "").replace("-dot", "")] ?? PATHS.square)(pen, x, y, radius);
       if (!hollow) pen.fill();
+      pen.stroke();
+      if (!dotted) continue;
+      pen.beginPath();
+      PATHS.circle(pen, x, y, radius / 3);
       pen.stroke();
     }
   }

@@ -22,8 +22,9 @@ function frontsOf(rows, x, y) {
   const key = T[over ? "rate_front" : "front"], band = T[over ? "rate_band" : "band"];
   const sign = (axis) => (LARGER.has(axis) ? -1 : 1);
   const at = (prefix, i) => [x, y].map((axis) => (T[prefix + axis][i] == null ? null : sign(axis) * T[prefix + axis][i]));
-  const fronts = groupBy(rows.filter((i) => !T.worse_than_rate0[i]), (i) => key[i]).map((group) => {
-    const members = nondominated(group.map((i) => [...at("val_", i), i])).map((p) => p[2]);
+  const fronts = groupBy(rows, (i) => key[i]).map((group) => {
+    // A seed whose runs are all worse than no bits counts, and attains nothing.
+    const members = nondominated(group.filter((i) => !T.worse_than_rate0[i]).map((i) => [...at("val_", i), i])).map((p) => p[2]);
     return { first: group[0], band: band[group[0]], members, corners: nondominated(members.map((i) => at("", i))) };
   });
   const back = (corners) => corners.map((p) => [sign(x) * p[0], sign(y) * p[1]]);
@@ -125,10 +126,12 @@ function spans(rows, x, y) {
 }
 
 function overlaid(rows, x, y, log, picture, keys) {
-  const traces = [], rates = new Set(rows.map((i) => T.rate[i])), parents = new Set(rows.map((i) => T.parent[i])), kinds = new Set();
-  const ends = Object.fromEntries(Object.entries(extent(rows, x, y)).map(([name, found]) => [name === "x" ? x : y, found]));
-  const near = (axis, at) => at > ends[axis][0] - 0.6 * (ends[axis][1] - ends[axis][0]) && at < ends[axis][1] + 0.6 * (ends[axis][1] - ends[axis][0]);
-  const wanted = DATA.overlays.filter((each) => (each.of == null ? each.rate == null || rates.has(each.rate) : parents.has(each.of)));
+  const traces = [], rates = new Set(rows.map((i) => T.rate[i])), parents = new Set(rows.map((i) => T.parent[i])), kinds = new Set(), away = [];
+  const sound = rows.filter((i) => !T.worse_than_rate0[i]);
+  const ends = Object.fromEntries(Object.entries(extent(sound.length ? sound : rows, x, y)).map(([name, found]) => [name === "x" ? x : y, found]));
+  const near = (axis, at) => at > ends[axis][0] - 0.5 * (ends[axis][1] - ends[axis][0]) && at < ends[axis][1] + 0.5 * (ends[axis][1] - ends[axis][0]);
+  const sweeps = new Set(rows.map((i) => T.sweep[i])), label = (each) => (severalSweeps() ? `${DATA.sweeps[each.sweep]}: ${each.label}` : each.label);
+  const wanted = DATA.overlays.filter((each) => sweeps.has(each.sweep) && (each.of == null ? each.rate == null || rates.has(each.rate) : parents.has(each.of)));
   const bounds = wanted.filter((each) => each.of != null).length, crowded = bounds > MAX_BOUNDS;
   if (crowded) kinds.add(`bounds of ${bounds} encoders are left out: filter to ${MAX_BOUNDS} or fewer`);
   for (const each of wanted) {
@@ -137,18 +140,18 @@ function overlaid(rows, x, y, log, picture, keys) {
     if (!has.length || (has.length === 1 && each.of != null)) continue;
     if (has.length === 2 && has.every((axis) => near(axis, each.at[axis]))) {
       const shape = each.kind === "bound" ? "asterisk-open" : "star-open", whose = each.of == null ? "" : `<br>${describe(each.of)}`;
-      const text = `${escapeText(each.kind)}: ${escapeText(each.label)}${whose}<br>${[x, y].map((axis) => `${escapeText(axis)} ${short(each.at[axis])}`).join("<br>")}`;
+      const text = `${escapeText(each.kind)}: ${escapeText(label(each))}${whose}<br>${[x, y].map((axis) => `${escapeText(axis)} ${short(each.at[axis])}`).join("<br>")}`;
       const trace = traces.find((other) => other.marker.symbol === shape && other.marker.color === colour) ?? traces[traces.push({ type: "scatter", mode: "markers", x: [], y: [], text: [], hovertemplate: "%{text}<extra></extra>", opacity: 0.75, marker: { symbol: shape, size: 8 * size(), color: colour, line: { width: 1.2, color: colour } } }) - 1];
       trace.x.push(each.at[x]);
       trace.y.push(each.at[y]);
       trace.text.push(text);
       kinds.add(each.kind === "bound" ? `asterisk: ${each.kind}, ${each.label}` : `star: ${each.kind}, ${each.label}`);
     } else if (has.length === 2 || (each.kind !== "near-floor" && !near(has[0], each.at[has[0]]))) {
-      kinds.add(`out of view: ${each.kind}, ${each.label} (${has.map((axis) => short(each.at[axis], 3)).join(", ")})`);
+      away.push([`${each.kind}, ${label(each)}`, has.map((axis) => short(each.at[axis], 3)).join(", ")]);
     } else {
       const level = each.at[has[0]], place = log[has[0]] ? Math.log10(level) : level;
       const across = has[0] === x ? { x0: level, x1: level, yref: "paper", y0: 0, y1: 1 } : { y0: level, y1: level, xref: "paper", x0: 0, x1: 1 };
-      const words = { text: `${escapeText(each.label)}${each.rate == null ? "" : `, ${short(DATA.rates[each.rate].bits)} bits`}`, font: { size: 10 * size(), color: css("--soft") }, showarrow: false };
+      const words = { text: `${escapeText(label(each))}${each.rate == null ? "" : `, ${short(DATA.rates[each.rate].bits)} bits`}`, font: { size: 10 * size(), color: css("--soft") }, showarrow: false };
       const where = has[0] === x ? { x: place, yref: "paper", y: 1, textangle: -90, xanchor: "left", yanchor: "top" } : { y: place, xref: "paper", x: 1, xanchor: "right", yanchor: "bottom" };
       picture.shapes.push({ type: "line", layer: "below", ...across, line: { color: colour, width: 1.2, dash: "dash" } });
       picture.annotations.push({ ...words, ...where });
@@ -156,6 +159,7 @@ function overlaid(rows, x, y, log, picture, keys) {
       kinds.add(`dashed: ${each.kind}`);
     }
   }
+  for (const group of groupBy(away, (each) => each[0])) kinds.add(`out of view: ${group[0][0]} (${group.length > 1 ? `${group.length} of them` : group[0][1]})`);
   keys.push(...kinds);
   return traces;
 }
@@ -171,11 +175,11 @@ function referred(x, y, keys) {
 
 // Remembers what the reader zoomed to, and forgets it on a double click.
 function zoomed(event) {
-  if (event["xaxis.autorange"]) {
+  const graph = $("plot")._fullLayout, automatic = graph.xaxis.autorange && graph.yaxis.autorange;
+  if (automatic || (event["xaxis.autorange"] && event["yaxis.autorange"])) {
     state.zoom = null;
-  } else if (Object.keys(event).some((key) => /^[xy]axis\.range/.test(key))) {
-    const { xaxis, yaxis } = $("plot")._fullLayout;
-    state.zoom = [...xaxis.range, ...yaxis.range];
+  } else if (Object.keys(event).some((key) => /^[xy]axis\.(auto)?range/.test(key))) {
+    state.zoom = [...graph.xaxis.range, ...graph.yaxis.range];
   }
   remember();
 }

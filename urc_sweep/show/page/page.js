@@ -72,9 +72,9 @@ function recall() {
 
 const OUTLINES = { circle: "M2 8a6 6 0 1 0 12 0a6 6 0 1 0-12 0", diamond: "M8 1l7 7-7 7-7-7z", "triangle-up": "M8 2l7 12H1z", cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z", x: "M3 1l5 5 5-5 2 2-5 5 5 5-2 2-5-5-5 5-2-2 5-5-5-5z" };
 
-function symbol(shape, colour, outlined, hollow) {
-  const span = el("span");
-  span.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${OUTLINES[shape] || "M3 3h10v10h-10z"}"/></svg>`;
+function symbol(shape, colour, outlined, suffix = "") {
+  const span = el("span"), hollow = suffix.includes("-open"), dot = suffix.endsWith("-dot") ? `<circle cx="8" cy="8" r="2" fill="${hollow ? "currentColor" : "var(--paper)"}"/>` : "";
+  span.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${OUTLINES[shape] || "M3 3h10v10h-10z"}"/>${dot}</svg>`;
   const drawn = span.querySelector("path");
   drawn.style.fill = hollow ? "none" : colour;
   if (outlined || hollow) Object.assign(drawn.style, { stroke: hollow ? colour : "currentColor", strokeWidth: "2px" });

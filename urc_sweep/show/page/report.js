@@ -25,9 +25,11 @@ function changed() {
 }
 
 function take(data) {
+  const at = cursor == null ? null : nameOf(cursor); // rows are sorted anew
   DATA = data;
   T = DATA.trials;
   ALL = T.trial_id.map((_, i) => i);
+  cursor = at == null ? null : rowOf(at) ?? null;
   LARGER = new Set(DATA.larger);
   for (const [slot, text] of Object.entries(DATA.parts ?? {})) {
     if (text === parts.get(slot)) continue; // what a reader has opened or scrolled stays so
@@ -36,7 +38,7 @@ function take(data) {
   }
   const stages = DATA.stages.map((stage) => stage.name), rates = DATA.rates.map((rate) => rate.key), lines = DATA.curves.lines;
   const stage = (name) => DATA.stages[stages.indexOf(name)], rate = (key) => DATA.rates[rates.indexOf(key)];
-  chips("sweep", DATA.sweeps, String, (name) => symbol("circle", "currentColor", false, DATA.sweeps.indexOf(name) > 0));
+  chips("sweep", DATA.sweeps, String, (name) => symbol("circle", "currentColor", false, DATA.suffixes[DATA.sweeps.indexOf(name) % DATA.suffixes.length]));
   chips("stage", stages, (name) => stage(name).label, (name) => symbol(stage(name).symbol, "var(--soft)", name === "end_to_end"));
   chips("rate", rates, (key) => rate(key).label, (key) => symbol("square", rate(key).colour));
   chips("parent", distinct([...T.parent_lambda_c, ...lines.map((line) => line.parent_lambda_c)]), (value) => short(value));
@@ -59,6 +61,8 @@ async function show() {
   drawPins();
   drawGrid();
   await drawAll();
+  const decoded = ALL.filter((i) => T.val_mse?.[i] != null);
+  if (decoded.length && !$("preview").children.length) preview(pinnedRows()[0] ?? decoded.reduce((best, i) => (T.val_mse[i] < T.val_mse[best] ? i : best)));
 }
 
 // Takes another state of the same sweeps; filters, pins and zoom stay as the reader left them.
@@ -73,8 +77,6 @@ async function start() {
   onPage("plot", drawFrontier);
   for (const [id, draw] of [["cost", drawCost], ["gap", drawGap], ["surface", drawSurface], ["curves", drawCurves]]) onPage(id, draw);
   await show();
-  const decoded = ALL.filter((i) => T.val_mse?.[i] != null);
-  if (decoded.length) preview(pinnedRows()[0] ?? decoded.reduce((best, i) => (T.val_mse[i] < T.val_mse[best] ? i : best)));
   $("plot").on("plotly_hover", (event) => event.points[0].customdata != null && preview((cursor = event.points[0].customdata)));
   $("plot").on("plotly_click", (event) => event.points[0].customdata != null && togglePin(event.points[0].customdata));
   $("plot").on("plotly_relayout", zoomed);

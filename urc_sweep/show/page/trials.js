@@ -12,8 +12,8 @@ function strip(sha, alt) {
 
 // Mean and standard deviation over the trials that differ from this one by their seed alone.
 function spread(i, axis) {
-  const values = ALL.filter((j) => T.alike[j] === T.alike[i] && T[axis][j] != null).map((j) => T[axis][j]), n = values.length;
-  if (n < 2) return [];
+  const alike = ALL.filter((j) => T.alike[j] === T.alike[i] && T[axis][j] != null), values = alike.map((j) => T[axis][j]), n = values.length;
+  if (n < 2 || distinct(alike.map((j) => T.seed[j])).length < n) return []; // more than the seed sets these apart
   const mean = values.reduce((sum, v) => sum + v, 0) / n;
   return [`mean ± s.d., ${n} seeds`, `${short(mean)} ± ${short(Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (n - 1)), 2)}`];
 }
@@ -29,7 +29,7 @@ function card(i, button, letter) {
   for (const axis of Object.keys(DATA.axes)) {
     if (T[axis][i] == null) continue;
     const main = axis === x || axis === y;
-    fact(main ? facts : more, axis, short(T[axis][i], 5) + (axis === "mse" && T.mse_se[i] != null ? ` ± ${short(T.mse_se[i], 2)}` : ""));
+    fact(main ? facts : more, axis, short(T[axis][i], 5) + (axis === "mse" && T.mse_se[i] != null ? ` ± ${short(T.mse_se[i], 2)} s.e.` : ""));
     if (main) fact(facts, ...spread(i, axis));
   }
   if (T.worse_than_rate0[i]) fact(facts, "worse than no bits", "on no front");
@@ -65,8 +65,9 @@ function drawPins() {
 }
 
 function drawGrid() {
-  const first = Math.min(...T.seed), blocks = [];
+  const blocks = DATA.pictures_left_out ? [el("p", { className: "caption", textContent: `Pictures of ${DATA.pictures_left_out} further trials are in the store only.` })] : [];
   for (const [sweep, name] of DATA.sweeps.entries()) {
+    const first = Math.min(...T.seed.filter((_, i) => T.sweep[i] === sweep));
     DATA.rates.forEach((rate, number) => {
       const rows = ALL.filter((i) => T.sweep[i] === sweep && T.seed[i] === first && T.rate[i] === number && T.samples[i])
         .sort((a, b) => T.stage[a] - T.stage[b] || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b] || T.lambda_p[a] - T.lambda_p[b]);
@@ -110,7 +111,7 @@ function drawCurves() {
     return trace;
   });
   const { left_out: left, thinned } = DATA.curves;
-  $("curves-note").textContent = `${found.length} trials; solid: end-to-end, dotted: universal.${thinned ? " Long curves are thinned to at most 60 epochs." : ""}${left ? ` Curves of ${left} further trials are in the store only.` : ""}`;
+  $("curves-note").textContent = `${found.length} trials; solid: end-to-end, dotted: universal.${thinned ? ` Long curves are thinned to at most ${DATA.curves.most} epochs.` : ""}${left ? ` Curves of ${left} further trials are in the store only.` : ""}`;
   return plotly("curves", traces, layout("epoch", chosen("metric"), traces.length ? "" : "No curve to show"));
 }
 
