@@ -66,7 +66,8 @@ def measure_store(root: Path, size: str, rounds: int, page: Path) -> Iterator[tu
     runs = [tables.run("report", "many", "--store", str(root), "-o", str(page)) for _ in range(rounds)]
     seconds = statistics.median(run.seconds for run in runs)
     yield f"{size}: report, the whole command", f"{seconds:.2f} s, {runs[0].peak_mb:.0f} MB of memory"
-    yield f"{size}: its file", f"{page.stat().st_size / 1e6:.1f} MB, {bare(page.read_text()) / 1e6:.1f} MB without images"
+    whole, without = page.stat().st_size / 1e6, bare(page.read_text()) / 1e6
+    yield f"{size}: its file", f"{whole:.1f} MB, {without:.1f} MB without images"
     chromium = shutil.which("chromium")
     if chromium is None:
         yield f"{size}: in a browser", "not measured: no chromium here"
