@@ -27,12 +27,18 @@ def start(scratch: str) -> subprocess.Popen[bytes]:
 
 def left(scratch: str) -> list[int]:
     """Return the processes of the cluster that still live, this one aside."""
-    found, mark = [], f"{MARK}={scratch}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_of(scratch, entry)]
+
+
+def _is_of(scratch: str, entry: Path) -> bool:
+    """Return whether a process is of the cluster; Ray's agents write their title over some of their environment."""
+    with suppress(OSError):
+        if int(entry.name) == os.getpid():
+            return False
+        if f"{MARK}={scratch}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            return True
+        return any(os.readlink(file).startswith(f"{scratch}/") for file in (entry / "fd").iterdir())  # its logs
+    return False
 
 
 def main(scratch: str) -> None:
