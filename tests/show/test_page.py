@@ -461,9 +461,9 @@ def test_a_canvas_draws_what_is_too_much_for_svg(page: Any):
         page.locator("#plot").scroll_into_view_if_needed()
         spot = page.evaluate(
             """(row) => {
-              const box = document.getElementById("plot").getBoundingClientRect();
-              const { at, of } = place(), [x, y] = of(row);
-              return [box.x + at.l + x, box.y + at.t + y];
+              const graph = document.getElementById("plot"), box = graph.getBoundingClientRect();
+              const { xaxis, yaxis, _size: at } = graph._fullLayout; // as Plotly itself places it
+              return [box.x + at.l + xaxis.c2p(T.mse[row]), box.y + at.t + yaxis.c2p(T.cross_entropy[row])];
             }""",
             loose,
         )
