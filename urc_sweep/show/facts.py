@@ -101,7 +101,8 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     pixels = points["dataset"].map({name: float(height * width) for name, (_, height, width) in known.items()})
     points["bits_per_pixel"] = points["rate_bits"] / pixels.astype("float64")
     points[["val_rate_bits", "val_bits_per_pixel"]] = points[["rate_bits", "bits_per_pixel"]]  # of every split
-    further = [name for axis in _further(points) for name in (axis, f"val_{axis}")]
+    new = [axis for axis in _further(points) if not {axis, f"val_{axis}"} & {*points}]  # a name of ours stays ours
+    further = [name for axis in new for name in (axis, f"val_{axis}")]
     values = {name: [metrics.get(name) if metrics else None for metrics in points["metrics"]] for name in further}
     points = pd.concat([points, pd.DataFrame(values, points.index, dtype="float64")], axis=1)
     points["reference_mse"] = anchor(points, "mse_rate0")
@@ -120,7 +121,7 @@ def _further(points: pd.DataFrame) -> list[str]:
 def axes(points: pd.DataFrame) -> dict[str, str]:
     """Return what a frontier of these ``compressors`` can be drawn over, and its label: also plugins' metrics."""
     known = {axis: label for axis, label in AXES.items() if points[axis].notna().any()}
-    return known | {name: name.replace("_", " ") for name in _further(points)}
+    return known | {name: name.replace("_", " ") for name in _further(points) if {name, f"val_{name}"} <= {*points}}
 
 
 def larger_is_better(axis: str) -> bool:
