@@ -276,7 +276,8 @@ def test_failures_of_several_sweeps_say_whose_they_are():
 
 
 def test_metrics_of_plugins_and_label_sets_are_axes_as_well():
-    extra = {"seed": 7.0, "val_seed": 7.0, "edge_mse": 0.3, "val_edge_mse": 0.4, "edge_mse_se": 0.01, "val_edge_mse_se": 0.01, "only_test": 1.0}
+    extra = {"edge_mse": 0.3, "val_edge_mse": 0.4, "edge_mse_se": 0.01, "val_edge_mse_se": 0.01, "only_test": 1.0}
+    extra |= {"seed": 7.0, "val_seed": 7.0}
     low = trial("end_to_end", 0, 0.0, (0.04, 1.0), (0.04, 1.0))
     high = trial("end_to_end", 0, 0.1, (0.05, 0.5), (0.05, 0.5))
     for row, (edges, right) in ((low, (0.4, 0.9)), (high, (0.2, 0.5))):
