@@ -142,9 +142,12 @@ def test_the_guard_leaves_no_process_and_no_file_of_a_cluster(word, tmp_path) ->
     others = {"PATH": os.environ["PATH"], guard.MARK: f"{scratch}-2"}
     marked = subprocess.Popen(["sleep", "60" if word else "1"], env=others | {guard.MARK: str(scratch)})
     other = subprocess.Popen(["sleep", "60"], env=others)
-    # Ray's agents lose the mark: their title stands where their environment was. Their logs are open.
+    # Ray's agents lose the mark: their title stands where their environment was. Their logs are open, but not only
+    # theirs: a driver waits for its guard with its own log open.
     with (scratch / "session/agent.log").open("w") as log:
-        titled = subprocess.Popen(["sleep", "60" if word else "1"], env=others, stdout=log)
+        agent = ["ray::RuntimeEnvAgent", "60" if word else "1"]
+        titled = subprocess.Popen(agent, executable=shutil.which("sleep"), env=others, stdout=log)
+        driver = subprocess.Popen(["sleep", "60"], env=others, stdout=log)
     watch = guard.start(str(scratch))
     time.sleep(0.5)
     watch.send_signal(signal.SIGTERM)  # as every process of a job gets it
@@ -153,7 +156,8 @@ def test_the_guard_leaves_no_process_and_no_file_of_a_cluster(word, tmp_path) ->
     watch.communicate(word, timeout=20)
     for process in (marked, titled):
         assert process.wait(timeout=5) == (-signal.SIGKILL if word else 0)
-    assert other.poll() is None
     assert not scratch.exists()
-    other.kill()
-    other.wait()
+    for process in (other, driver):
+        assert process.poll() is None
+        process.kill()
+        process.wait()

@@ -31,13 +31,18 @@ def left(scratch: str) -> list[int]:
 
 
 def _is_of(scratch: str, entry: Path) -> bool:
-    """Return whether a process is of the cluster; Ray's agents write their title over some of their environment."""
+    """Return whether a process is of the cluster.
+
+    Ray's agents write their title over some of their environment; their open logs tell then. Others may hold a log
+    open and are let be: the driver that waits for us, or somebody who reads along.
+    """
     with suppress(OSError):
         if int(entry.name) == os.getpid():
             return False
         if f"{MARK}={scratch}".encode() in (entry / "environ").read_bytes().split(b"\0"):
             return True
-        return any(os.readlink(file).startswith(f"{scratch}/") for file in (entry / "fd").iterdir())  # its logs
+        titled = (entry / "cmdline").read_bytes().startswith(b"ray::")
+        return titled and any(os.readlink(file).startswith(f"{scratch}/") for file in (entry / "fd").iterdir())
     return False
 
 
