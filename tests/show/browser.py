@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE_S = 120.0  # of tests on a busy machine; none of them is about speed
 # SwiftShader draws 3-D where there is no GPU.
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
 
@@ -36,13 +37,14 @@ def opened(browser: Any, url: str, allowed: tuple[str, ...] = (), **options: Any
     """
     context = browser.new_context(**{"viewport": {"width": 1180, "height": 1000}} | options)
     page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
     problems: list[str] = []
     page.on("console", lambda said: problems.append(f"console: {said.text}") if said.type == "error" else None)
     page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("request", lambda asked: None if _own(asked.url, allowed) else problems.append(f"request: {asked.url}"))
     page.goto(url)
-    page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
+    page.wait_for_selector("html[data-ready=true]", state="attached")
     try:
         yield page
         if problems:
@@ -56,7 +58,7 @@ def _own(url: str, allowed: tuple[str, ...]) -> bool:
     return parts.scheme in ("file", "data", "blob") or parts.netloc in allowed
 
 
-def until(ask: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(ask: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     """Wait until something is so, as the page itself tells: ``page.url`` is only the last news of it.
 
     Playwright's ``wait_for_function`` needs an eval that the page's policy forbids.

@@ -29,7 +29,7 @@ def main() -> None:
         options = {"viewport": {"width": told.width, "height": told.height}, "device_scale_factor": 1.5}
         page = browser.new_page(**options, color_scheme="dark" if told.dark else "light")
         page.goto(url)
-        page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
+        page.wait_for_selector("html[data-ready=true]", state="attached")
         for share in told.pin:
             page.evaluate("(share) => togglePin(visible[Math.floor(share * visible.length)])", share)
         page.evaluate("(top) => scrollTo(0, top === 'body' ? 0 : document.querySelector(top).offsetTop - 24)", told.top)
