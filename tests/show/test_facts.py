@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_overlays_by_hand():
     rows = study(0, 0.005)
     for row in rows[:3]:
         row |= {"mse_centroid": 0.02 + row["lambda_c"], "latent_label_entropy": 0.7, "latent_accuracy": 0.8}
-        row["metrics"] = ANCHORS | {"sliced_w2_floor": 0.01}
+        row["metrics"] = ANCHORS | {"sliced_w2_floor": 0.01, "fresh_critic_gap_floor": 0.002}
     table = facts.overlays(frame(rows))
     told = {(row["kind"], row["overlay"], row["metric"]): row["value"] for row in facts.records(table)}
     base = rows[1]["trial_id"]  # the only encoder that decoders use
@@ -257,6 +258,7 @@ def test_overlays_by_hand():
         ("bound", base, "accuracy"): 0.8,
         ("near-floor", "k-means 3 3", "mse"): 0.03,
         ("near-floor", "real", "sliced_w2"): 0.01,
+        ("near-floor", "real", "fresh_critic_gap"): 0.002,
         ("achievable", "no bits", "mse"): 0.1,
         ("achievable", "no bits", "cross_entropy"): 2.0,
     }
@@ -266,7 +268,7 @@ def test_overlays_by_hand():
         "near-floor": rows[0]["rate_bits"],
     }
     assert facts.overlays(frame([])).columns.tolist() == table.columns.tolist()
-    assert facts.overlays(stacked(rows, study(0, 0.0))).groupby("sweep").size().to_dict() == {"a": 7, "b": 3}
+    assert facts.overlays(stacked(rows, study(0, 0.0))).groupby("sweep").size().to_dict() == {"a": 8, "b": 3}
 
 
 def test_failures_of_several_sweeps_say_whose_they_are():
@@ -291,4 +293,39 @@ def test_metrics_of_plugins_and_label_sets_are_axes_as_well():
     # More accuracy is better, so the first one, of less MSE, is alone on its front.
     assert facts.fronts(points, "mse", "parity_accuracy")["on_front"].tolist() == [True, False]
     figure = figures.frontier(points, "edge_mse", "parity_accuracy")
-    assert figure.layout.xaxis.title.text == "edge mse"
+    assert figure.layout.xaxis.title.text == "edge mse (less is better)"
+    assert figure.layout.yaxis.title.text == "parity accuracy (more is better)"
+
+
+def test_a_plugins_metric_says_by_its_name_that_more_of_it_is_better():
+    assert all(map(facts.larger_is_better, ["ms_ssim", "auroc", "tumour_IoU", "f1_macro", "latent_accuracy"]))
+    assert not any(map(facts.larger_is_better, ["edge_mse", "inaccuracy", "lpips", "fid", "label_entropy"]))
+
+
+def test_further_terms_are_part_of_an_objective():
+    """Trials that differ by a plugin's weight alone are not seeds of each other, nor are the decoders on them."""
+    ends = [
+        trial("end_to_end", seed, 0.1, (0.04, 1.0), (0.04, 1.0), weights={"distortion": 1.0, "edges": edges})
+        for seed, edges in itertools.product(range(2), (0.0, 0.5))
+    ]
+    on = [trial("universal", t["seed"], 0.1, (0.05, 1.0), (0.05, 1.0), parent_id=t["trial_id"]) for t in ends]
+    points = facts.compressors(frame([*ends, *on]))
+    told = points.groupby("stage")["terms"].agg(set).to_dict()
+    assert told == {"end_to_end": {"edges 0", "edges 0.5"}, "universal": {""}}
+    assert points.groupby("parent_terms").size().to_dict() == {"": 4, "edges 0": 2, "edges 0.5": 2}
+    assert not facts.bands(points).size  # two seeds each, not four
+    volumes = facts.hypervolumes(points).query("stage == 'universal'")
+    assert sorted(volumes["parent_terms"]) == ["edges 0", "edges 0", "edges 0.5", "edges 0.5"]
+
+
+def test_warm_starts_from_two_trials_are_two_settings():
+    def begun(source: dict[str, Any], **more: Any) -> dict[str, Any]:
+        needs = json.dumps({"needs": {"init.decoder": source["trial_id"]}})
+        return trial("end_to_end", 0, 0.1, (0.05, 0.5), (0.05, 0.5), config_json=needs, variant="init given", **more)
+
+    weights = [{"distortion": 1.0, "classification": c} for c in (0.0, 0.2)]
+    ends = [trial("end_to_end", 0, w["classification"], (0.04, 1.0), (0.04, 1.0), weights=w) for w in weights]
+    decoder = begun(ends[0], parent_id=ends[0]["trial_id"])  # of the trial whose encoder it has: nothing more to say
+    points = facts.compressors(frame([*ends, *map(begun, ends), decoder])).set_index("trial_id")
+    told = "init given, from classification {} distortion 1"
+    assert sorted(points["variant"]) == ["", "", "init given", told.format("0"), told.format("0.2")]

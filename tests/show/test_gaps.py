@@ -84,6 +84,46 @@ def test_a_row_averages_only_the_seeds_that_reach_its_constraint():
     assert row["penalty"] == pytest.approx(0.020 - 0.052)
 
 
+def test_seeds_that_failed_or_collapsed_or_are_to_come_are_asked_for():
+    """At the weights that collapse, means over those who survived look too good: the row must say so."""
+    cells = [study(seed, 0.005) for seed in range(5)]
+    cells[1][1] |= {"status": "diverged"}
+    cells[2][1] |= {"val_mse": 0.2, "mse": 0.2}  # worse than the best constant image
+    for row in cells[4]:
+        row["status"] = "pending"
+    cells[3][3] |= {"status": "failed"}
+    cells[3][4] |= {"status": "failed"}
+    trials = frame([row for rows in cells for row in rows])
+    of_seeds = {"lambda_c": [0.0, 0.015, 0.05], "of_seeds": [5, 5, 5]}
+    assert gaps.penalties(trials)[[*of_seeds]].to_dict("list") == of_seeds
+    # Seed 3 has no decoders, seed 4 nothing; the frozen encoder's own trial is lost at seeds 1 and 2.
+    assert gaps.penalties(trials)["seeds"].tolist() == [3, 1, 0]
+    assert gaps.hypervolume_ratios(trials)[["seeds", "of_seeds"]].to_numpy().tolist() == [[3, 5]]
+    assert gaps.rate_penalties(trials)["of_seeds"].tolist() == [5]
+
+
+def test_trials_that_differ_by_a_further_weight_are_no_seeds_of_each_other():
+    rows = []
+    for seed in range(2):
+        for edges in (0.0, 1.0):
+            cell = study(seed, 0.005 + 0.001 * edges)
+            for row in cell:
+                row["weights"] = {"classification": row["lambda_c"], "edges": edges}
+            rows += cell
+    table = gaps.penalties(frame(rows)).query("lambda_c == 0 and terms == 'edges 1' and parent_terms == 'edges 1'")
+    (row,) = facts.records(table)
+    assert (row["seeds"], row["of_seeds"], math.isnan(row["low"])) == (2, 2, True)
+    assert (gaps.encoder(row), gaps.weights(row)) == ("c 0.015 edges 1", "c 0 edges 1")
+
+
+def test_runs_that_all_collapsed_are_called_that():
+    rows = study(0, 0.005)
+    for row in rows[:3]:
+        row["val_mse"] = 0.3
+    told = "no penalty: all 3 finished end_to_end trials are worse than zero rate, the best constant image"
+    assert gaps.obstacle(frame(rows)) == told
+
+
 def test_encoders_of_different_weight_get_their_own_rows():
     rows = study(0, 0.005)
     other = {"parent_id": rows[0]["trial_id"], "parent_lambda_c": 0.0}
@@ -256,7 +296,8 @@ def test_decoders_of_one_encoder_under_two_settings_are_two_fronts():
         rows.append(trial("universal", 0, 0.0, (mse, 0.1), (mse, 0.1), variant=variant, **of(rows[1])))
     table = gaps.penalties(frame(rows))
     assert table.groupby("variant")["mse_universal"].first().to_dict() == {"": 0.06, "frozen_batchnorm batch": 0.055}
-    assert [gaps.encoder(row) for row in facts.records(table)][::2] == ["c 0.015", "c 0.015 frozen_batchnorm batch"]
+    words = [gaps.encoder(row) for row in facts.records(table)][::2]
+    assert words == ["c 0.015", "c 0.015, decoders frozen_batchnorm batch"]
 
 
 def test_other_seeds_and_rates_do_not_judge():
@@ -357,6 +398,25 @@ def test_rate_penalty_is_over_one_encoders_family_and_paired_by_seed():
     assert table.loc[(0.0, 2), "rate_penalty"] == 0.0
 
 
+def test_four_families_of_two_settings_have_four_names_and_their_own_rate_penalties():
+    """Decoders trained longer on an encoder that was not, and the other way round, are no kin."""
+    long, rows = "epochs 90", []
+    for dim, points in ((2, [(0.04, 1.0), (0.05, 0.5)]), (3, [(0.03, 0.9), (0.045, 0.4)])):
+        for own in ("", long):
+            ends = at_rate(dim, "end_to_end", points, variant=own)
+            weak = at_rate(dim, "universal", [(0.06, 1.0), (0.07, 0.5)], variant="" if own else long, **of(ends[1]))
+            strong = at_rate(dim, "universal", points, variant=own, **of(ends[1]))
+            rows += [*ends, *weak, *strong]
+    table = gaps.rate_penalties(frame(rows)).query("dim == 2")
+    told = {gaps.encoder(row): row["status"] for row in facts.records(table)}
+    assert told == {
+        "c 0.01": "found",
+        "c 0.01, decoders epochs 90": "needs higher rates",
+        "c 0.01 epochs 90": "found",
+        "c 0.01 epochs 90, decoders plain": "needs higher rates",
+    }
+
+
 def test_an_end_to_end_front_of_one_point_has_no_rate_penalty():
     rows = arm("", 0.0)[:1]
     rows += [trial("universal", 0, c, (0.06, ce), (0.06, ce), **of(rows[0])) for c, ce in ((0.0, 0.5), (0.1, 0.1))]
@@ -426,7 +486,7 @@ def test_every_explanation_by_hand():
     scale = rows["lambda scale", "c 0.015"]
     assert scale["mean"] == pytest.approx((0.45 - 0.19) / (1.5 - 0.2))
     assert scale["seeds"] == 3
-    assert rows["lambda scale", "c 0.015 frozen_batchnorm batch"]["mean"] == pytest.approx(0.2)
+    assert rows["lambda scale", "c 0.015, decoders frozen_batchnorm batch"]["mean"] == pytest.approx(0.2)
     assert rows["lambda scale", "joint"]["mean"] == pytest.approx((1.4 - 0.201) / 1.3)
 
     # At every constraint both fronts lose .003, .0032, .0034 more.
@@ -646,7 +706,7 @@ def test_tables_of_trials_and_fronts_name_the_variants(capsys):
     terminal.trials(table)
     terminal.frontier(table)
     text = capsys.readouterr().out
-    assert text.count("c 0.015 frozen_batchnorm batch") > 4
+    assert text.count("c 0.015, decoders frozen_batchnorm batch") > 4
     terminal.frontier(frame([]))
     assert "no front yet" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ point's test value (science: choices on validation, tables and figures on test).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan import registry
 from urc_sweep.store import query
 from urc_sweep.store.commits import Store
+from urc_sweep.store.tables import LAMBDAS
 
 # What a frontier can be drawn over, with its unit; the order is the order of the report's menus.
 AXES: Mapping[str, str] = MappingProxyType(
@@ -44,13 +45,15 @@ AXES: Mapping[str, str] = MappingProxyType(
 # In the map of further metrics: anchors and errors, which are no axes.
 _NO_AXES = ("_se", "_floor", "mse_rate0", "mse_kmeans", "label_entropy")
 RATE_AXES = frozenset({"rate_bits", "bits_per_pixel"})
-LARGER_IS_BETTER = frozenset({"accuracy", "ssim", "psnr_db", "heldout_accuracy", "latent_accuracy"})
+# Words of a metric's name. Those of plugins too: a table is read without the code that made it.
+LARGER_IS_BETTER = frozenset({"accuracy", "auc", "auroc", "f1", "iou", "psnr", "ssim"})
 
 STATUSES = ("done", "running", "pending", "stopped", "failed", "diverged", "oom", "skipped")
 FAILURES = ("failed", "diverged", "oom", "skipped")
 RATE = ["dim", "levels", "rate_bits"]
 WEIGHTS = ["lambda_c", "lambda_d", "lambda_p"]
-ENCODER = ["parent_lambda_c", "parent_lambda_d", "parent_lambda_p"]
+OBJECTIVE = [*WEIGHTS, "terms"]  # trials that differ in these are no seeds of each other
+ENCODER = [f"parent_{name}" for name in OBJECTIVE]
 # What sets an encoder that others use apart from those that differ by their seed alone.
 PARENT = [*ENCODER, "parent_stage", "parent_variant", "reduced_from"]
 # A front is of one sweep, rate, stage, seed and settings, and of one frozen encoder where there is one.
@@ -61,6 +64,9 @@ SHARES = (0.25, 0.5, 0.75)  # of the seeds: what a band is between, and its midd
 # The point that no bits reach: MSE of the best constant image, H(S); of the test split.
 REFERENCE = ["reference_mse", "reference_cross_entropy"]
 _ANCHORS = dict(zip(REFERENCE, ["mse", "cross_entropy"], strict=True))
+# Whose weights a trial's decoder began with.
+_BEGUN = r'"init\.decoder": "([0-9a-f]{64})"'
+_REAL = {f"{name}_floor": name for name in ("sliced_w2", "fresh_critic_gap")}
 # What an encoder kept, and the metric of any decoder on it that this bounds.
 _BOUNDS = {"mse_centroid": "mse", "latent_label_entropy": "cross_entropy", "latent_accuracy": "accuracy"}
 
@@ -78,8 +84,9 @@ def load_curves(store: Store, sweeps: str | Sequence[str], trial_ids: Sequence[s
 def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that have a rate, lowest rate first, then by stage, weight and seed; with facts beside them.
 
-    Of the trial whose encoder they use: ``parent_stage`` and ``parent_variant`` ("" where there is none),
-    ``parent_lambda_d``, ``parent_mse_centroid``; of a reduced one, ``reduced_from``: that rate in bits. Of the data:
+    ``terms``: weights of further terms of the objective, in words (``edges 0.1``). Of the trial whose encoder they use:
+    ``parent_stage``, ``parent_variant`` and ``parent_terms`` ("" where there is none), ``parent_lambda_d``,
+    ``parent_mse_centroid``; of a reduced one, ``reduced_from``: that rate in bits. Of the data:
     ``bits_per_pixel`` (NaN where its images' size is not planned), the ``REFERENCE``, and by it ``worse_than_rate0``: a
     validation MSE above that of the best constant image.
     Of the map ``metrics``: those of plugins and further label sets.
@@ -90,10 +97,18 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     points = trials[trials["dim"].notna()].astype({"dim": "int64", "levels": "int64"}).reset_index(drop=True)
     points["sweep"] = points.get("sweep", "")
     points["variant"] = points["variant"].fillna("") if "variant" in points else ""  # the first release had none
+    points["terms"] = [_terms(weights) for weights in points["weights"]]
     place = {key: row for row, key in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
-    parents = [place.get(key, -1) for key in zip(points["sweep"], points["parent_id"], strict=True)]
-    for name in ("stage", "variant", "lambda_d", "mse_centroid", "config_json", "rate_bits"):
-        missing = "" if name in ("stage", "variant") else np.nan
+    parents, begun = (
+        [place.get(key, -1) for key in zip(points["sweep"], ids, strict=True)]
+        for ids in (points["parent_id"], points["config_json"].str.extract(_BEGUN)[0])
+    )
+    # Two warm starts are two settings, but the table's variant only says that they are warm.
+    for row in np.flatnonzero((np.array(begun) >= 0) & (np.array(begun) != parents)):
+        told = [points.at[row, "variant"], f"from {_terms(points.at[begun[row], 'weights'], LAMBDAS.values())}"]
+        points.at[row, "variant"] = ", ".join(filter(None, told))
+    for name in ("stage", "variant", "terms", "lambda_d", "mse_centroid", "config_json", "rate_bits"):
+        missing = "" if name in ("stage", "variant", "terms") else np.nan
         points[f"parent_{name}"] = points[name].reindex(parents, fill_value=missing).array
     # Reduced codes of one rate may be parts of codes of two.
     points["reduced_from"] = points.pop("parent_rate_bits").where(points["stage"] == "reduced")
@@ -108,8 +123,14 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     points["reference_mse"] = anchor(points, "mse_rate0")
     points["reference_cross_entropy"] = anchor(points, "label_entropy")
     points["worse_than_rate0"] = points["val_mse"] > anchor(points, "val_mse_rate0")
-    order = ["rate_bits", "dim", "stage", "parent_lambda_c", "lambda_c", "seed"]
+    order = ["rate_bits", "dim", "stage", "parent_lambda_c", "lambda_c", "terms", "seed"]
     return points.sort_values(order, kind="stable", ignore_index=True)
+
+
+def _terms(weights: Any, also: Collection[str] = ()) -> str:
+    told = weights.items() if isinstance(weights, dict) else ()
+    apart = {*LAMBDAS.values()} - {*also}
+    return " ".join(f"{name} {weight:g}" for name, weight in sorted(told) if name not in apart)
 
 
 def _further(points: pd.DataFrame) -> list[str]:
@@ -121,12 +142,14 @@ def _further(points: pd.DataFrame) -> list[str]:
 def axes(points: pd.DataFrame) -> dict[str, str]:
     """Return what a frontier of these ``compressors`` can be drawn over, and its label: also plugins' metrics."""
     known = {axis: label for axis, label in AXES.items() if points[axis].notna().any()}
-    return known | {name: name.replace("_", " ") for name in _further(points) if {name, f"val_{name}"} <= {*points}}
+    further = [name for name in _further(points) if {name, f"val_{name}"} <= {*points}]
+    better = {name: "more" if larger_is_better(name) else "less" for name in further}
+    return known | {name: f"{name.replace('_', ' ')} ({better[name]} is better)" for name in further}
 
 
 def larger_is_better(axis: str) -> bool:
-    """Return whether more of a metric is better; of further metrics those named an accuracy."""
-    return axis in LARGER_IS_BETTER or axis.endswith("accuracy")
+    """Return whether more of a metric is better: where a word of its name is of ``LARGER_IS_BETTER``."""
+    return not LARGER_IS_BETTER.isdisjoint(axis.lower().split("_"))
 
 
 def anchor(points: pd.DataFrame, name: str) -> pd.Series[float]:
@@ -222,7 +245,7 @@ def overlays(trials: pd.DataFrame) -> pd.DataFrame:
     one sweep and ``overlay`` are one place; ``RATE`` is missing where it is of no rate. Units as in ``AXES``.
     """
     points = compressors(trials)
-    points = points.assign(real=anchor(points, "sliced_w2_floor"), mse_kmeans=anchor(points, "mse_kmeans"))
+    points = points.assign(**{name: anchor(points, name) for name in ("mse_kmeans", *_REAL)})
     used = points.loc[points["stage"].isin(["universal", "joint_decoder"]), "parent_id"].unique()
     encoder = points[points["trial_id"].isin(used)]
     each, once = (points.drop_duplicates(["sweep", *keys]) for keys in (RATE, ["dataset"]))
@@ -232,7 +255,7 @@ def overlays(trials: pd.DataFrame) -> pd.DataFrame:
     for kind, label, overlay, table, names in (
         ("bound", "bound of this encoder, up to sampling of its cells", encoder["trial_id"], encoder, _BOUNDS),
         ("near-floor", "k-means near-floor (not a bound)", codewords, each, {"mse_kmeans": "mse"}),
-        ("near-floor", "real against real", "real", once, {"real": "sliced_w2"}),
+        ("near-floor", "real against real", "real", once, _REAL),
         ("achievable", "no bits: best constant image, H(S)", "no bits", once.assign(rate_bits=0.0), _ANCHORS),
     ):
         told = table.assign(kind=kind, label=label, overlay=overlay)[[*keys, *names]].rename(columns=names)
@@ -253,7 +276,7 @@ def encoders(trials: pd.DataFrame) -> pd.DataFrame:
     """
     facts = ["mse", "mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"]
     points = fronts(trials)
-    columns = ["sweep", "trial_id", *RATE, "seed", *WEIGHTS, *facts, "worse_than_rate0", "stage", "variant"]
+    columns = ["sweep", "trial_id", *RATE, "seed", *OBJECTIVE, *facts, "worse_than_rate0", "stage", "variant"]
     return points.loc[points["stage"].isin(["end_to_end", "control", "joint"]), columns].reset_index(drop=True)
 
 

@@ -24,7 +24,19 @@ from numpy.typing import NDArray
 from urc_sweep.errors import SpecError, StoreError, choices
 from urc_sweep.maths import penalty
 from urc_sweep.maths.streams import FIXED_SEED
-from urc_sweep.show.facts import ENCODER, FRONT, RATE, REFERENCE, WEIGHTS, cells, compressors, fronts, oriented, records
+from urc_sweep.show.facts import (
+    ENCODER,
+    FRONT,
+    OBJECTIVE,
+    RATE,
+    REFERENCE,
+    WEIGHTS,
+    cells,
+    compressors,
+    fronts,
+    oriented,
+    records,
+)
 from urc_sweep.store.tables import LAMBDAS
 
 Names = Sequence[str]
@@ -36,11 +48,12 @@ CONSTRAINTS = dict.fromkeys(LABELLED, "lambda_c") | dict.fromkeys(("sliced_w2", 
 UNIVERSAL = ("universal", "joint_decoder")
 # What makes one base encoder, and one family of its decoders; the same in every seed.
 ENCODED = ["stage", "parent_stage", "parent_variant", *ENCODER]
+FAMILY = ["sweep", *ENCODED, "variant"]
 BASE = ["sweep", *RATE, *ENCODED, "variant"]
 FRONT_AXES = ["mse", "cross_entropy"]
 _SETTINGS = ["epochs", "gradient", "batchnorm", "rest"]
 # What is read of a point: a sweep has thousands, and copies cost for each of its hundred columns.
-_READ = [*BASE, *WEIGHTS, *REFERENCE, *FRONT_AXES, "val_mse", "val_cross_entropy", "mse_centroid", "on_front"]
+_READ = [*BASE, *OBJECTIVE, *REFERENCE, *FRONT_AXES, "val_mse", "val_cross_entropy", "mse_centroid", "on_front"]
 _READ += ["parent_mse_centroid", "parent_id", "seed", "config_json", "parent_config_json"]
 COMPARED = ["mse", "cross_entropy", "accuracy", "sliced_w2"]
 ASKED = "lambda scale", "batch norm", "encoder optimisation: gradient", "encoder optimisation: epochs", "universality"
@@ -48,17 +61,19 @@ SCALE, BATCH_NORM, GRADIENT, EPOCHS, UNIVERSALITY = ASKED
 
 
 def weights(row: Mapping[str, Any], prefix: str = "") -> str:
-    """Return an objective in words: ``c 0.015 p 0.001``; the weight of distortion where it is not 1."""
+    """Return an objective in words: ``c 0.015 p 0.001 edges 1``; the weight of distortion where it is not 1."""
     told = [(name, row.get(f"{prefix}lambda_{name}")) for name in "dcp"]
-    return " ".join(f"{name} {value:g}" for name, value in told if pd.notna(value) and (name, value) != ("d", 1))
+    known = [f"{name} {value:g}" for name, value in told if pd.notna(value) and (name, value) != ("d", 1)]
+    return " ".join([*known, *filter(None, [row.get(f"{prefix}terms")])])
 
 
 def encoder(row: Mapping[str, Any]) -> str:
     """Return in words whose encoder a universal front is on, and its settings where they are not the plain ones."""
     stage = str(row.get("parent_stage") or "").replace("end_to_end", "")
-    words = ["frozen" if stage and row["stage"] == "universal" else "", stage, weights(row, "parent_")]
-    told = [*words, row.get("parent_variant"), row.get("variant")]
-    return " ".join(dict.fromkeys(word for word in told if word and isinstance(word, str)))
+    settings, own = row.get("parent_variant") or "", row.get("variant") or ""
+    words = ["frozen" if stage and row["stage"] == "universal" else "", stage, weights(row, "parent_"), settings]
+    told = " ".join(word for n, word in enumerate(words) if word and word not in words[:n])  # control random random
+    return f"{told}, decoders {own or 'plain'}" if told and own != settings else told or own
 
 
 def matched_at(trials: pd.DataFrame) -> str:
@@ -75,6 +90,12 @@ def obstacle(trials: pd.DataFrame, at: str = "cross_entropy") -> str | None:
     for stage, names in (("end_to_end", ["end_to_end"]), ("universal", [*UNIVERSAL])):
         most = sizes.reindex(names, fill_value=0).max()
         if not most:
+            every = compressors(trials)
+            every = every[every["stage"].isin(names) & every[[f"val_{at}", CONSTRAINTS[at]]].notna().all(axis=1)]
+            if lost := len(every[every["worse_than_rate0"]]):
+                return (
+                    f"no penalty: all {lost} finished {stage} trials are worse than zero rate, the best constant image"
+                )
             return f"no penalty yet: it needs finished end-to-end and universal trials with a {term} term and {at}"
         if most < penalty.FEWEST_POINTS:
             change = f"give objective.{term} of stage {stage} more weights"
@@ -92,7 +113,8 @@ def penalties(trials: pd.DataFrame, at: str = "cross_entropy") -> pd.DataFrame:
     Trials whose objective lacks the term that the constraint is on are left out.
     """
     means = ["constraint", "mse_end_to_end", "mse_universal"]
-    table = _averaged(_pairs(_points(trials, at), at), [*BASE, *WEIGHTS], ["penalty"], means)
+    table = _averaged(_pairs(_points(trials, at), at), [*BASE, *OBJECTIVE], ["penalty"], means)
+    table["of_seeds"] = _planned(table, trials)
     percent = 100 * table["penalty"] / table["mse_end_to_end"]
     return table.assign(penalty_percent=percent, infeasible=table["seeds"] == 0)
 
@@ -108,7 +130,8 @@ def splits(trials: pd.DataFrame, at: str = "cross_entropy") -> pd.DataFrame:
     pairs = _pairs(_points(trials, at), at).dropna(subset=["penalty", "base_centroid", "own_centroid"])
     read = pairs[["mse_universal", "mse_end_to_end", "base_centroid", "own_centroid"]].to_numpy(float).T
     pairs["gap"], (pairs["encoder"], pairs["decoder"]) = pairs["penalty"], penalty.split_gap(*read)
-    return _averaged(pairs, [*BASE, *WEIGHTS], ["gap", "encoder", "decoder"], ["constraint"])
+    table = _averaged(pairs, [*BASE, *OBJECTIVE], ["gap", "encoder", "decoder"], ["constraint"])
+    return table.assign(of_seeds=_planned(table, trials))
 
 
 def rate_penalties(trials: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +148,8 @@ def rate_penalties(trials: pd.DataFrame) -> pd.DataFrame:
     bits, cost, level, mse = (points[name].to_numpy(float) for name in names)
     reached, member = oriented(points, FRONT_AXES), points["on_front"].to_numpy()
     matched, rows = _matched(points), []
-    families = [(row["sweep"], row["seed"], encoder(row)) for row, *_ in matched]
+    family_of = points.groupby([*FAMILY, "seed"], dropna=False).ngroup().to_numpy()
+    families = [family_of[front[0]] for *_, front in matched]
     reached_by = [(row["rate_bits"], reached[front]) for row, _, _, front in matched]
     for family, (row, others, own, front) in zip(families, matched, strict=True):
         if len(own) < penalty.FEWEST_POINTS:
@@ -143,7 +167,8 @@ def rate_penalties(trials: pd.DataFrame) -> pd.DataFrame:
         rows.append(row | {"rates": _bits(rate for rate, _ in encoders), "end_to_end_rates": _bits(rates)})
     values = ["rate_penalty", "profile_max", "profile_mean"]
     words = ["status", "profile_status", "rates", "end_to_end_rates"]
-    return _averaged(pd.DataFrame(rows, columns=[*BASE, *values, "placed", *words]), BASE, values, ["placed"], words)
+    table = _averaged(pd.DataFrame(rows, columns=[*BASE, *values, "placed", *words]), BASE, values, ["placed"], words)
+    return table.assign(of_seeds=_planned(table, trials))
 
 
 def hypervolume_ratios(trials: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +182,8 @@ def hypervolume_ratios(trials: pd.DataFrame) -> pd.DataFrame:
     for row, _, own, front in _matched(points):
         universal, end_to_end = (reached[side[member[side]]] for side in (front, own))
         rows.append(row | {"ratio": penalty.hypervolume_ratio(universal, end_to_end, corner[front[0]])})
-    return _averaged(pd.DataFrame(rows, columns=[*BASE, "ratio"]), BASE, ["ratio"])
+    table = _averaged(pd.DataFrame(rows, columns=[*BASE, "ratio"]), BASE, ["ratio"])
+    return table.assign(of_seeds=_planned(table, trials))
 
 
 def explanations(trials: pd.DataFrame) -> pd.DataFrame:
@@ -215,13 +241,12 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFram
     stages = set(a["stage"]) & set(b["stage"])
     sides = {name: _values(table[table["stage"].isin(stages)]) for name, table in (("a", a), ("b", b))}
     config = pd.DataFrame(sides, columns=["a", "b"]).fillna("-").sort_index().reset_index(names="key")
-    keys = [*RATE, *ENCODED, "variant", *WEIGHTS, "terms"]
-    done = [compressors(table).query("status == 'done'") for table in (a, b)]
-    one, two = (table.assign(terms=table["weights"].astype(str))[[*keys, "seed", *COMPARED]] for table in done)
+    keys = [*RATE, *ENCODED, "variant", *OBJECTIVE]
+    one, two = (compressors(table).query("status == 'done'")[[*keys, "seed", *COMPARED]] for table in (a, b))
     both = one.merge(two, on=[*keys, "seed"], suffixes=("_a", "_b"))
     both = both.assign(**{name: both[f"{name}_b"] - both[f"{name}_a"] for name in COMPARED})
     shared = _averaged(both[both[COMPARED].notna().any(axis=1)], keys, COMPARED)
-    return config[config["a"] != config["b"]].reset_index(drop=True), shared.drop(columns="terms")
+    return config[config["a"] != config["b"]].reset_index(drop=True), shared
 
 
 # -- what they share ---------------------------------------------------------------------------------------------------
@@ -295,6 +320,7 @@ def _pairs(points: pd.DataFrame, at: str) -> pd.DataFrame:
     words = [*BASE, "seed", *(name for name in _SETTINGS if name in points)]
     pairs: pd.DataFrame = points[words].iloc[first].reset_index(drop=True)
     pairs[[*WEIGHTS, "constraint"]] = points[[*WEIGHTS, f"val_{at}"]].to_numpy(float)[target]
+    pairs["terms"] = points["terms"].to_numpy()[target]
     ends = {"mse_end_to_end": mse[base], "mse_universal": mse[reached], "penalty": mse[reached] - mse[base]}
     ends |= {"own_centroid": centroid[base], "base_centroid": points["parent_mse_centroid"].to_numpy(float)[first]}
     return pairs.assign(**ends)
@@ -322,6 +348,22 @@ def _averaged(table: pd.DataFrame, keys: Names, values: Names, means: Names = ()
     return pd.concat([first, whole.astype(kinds)], axis=1)
 
 
+def _planned(table: pd.DataFrame, trials: pd.DataFrame) -> list[int]:
+    """Return of each row at how many seeds its decoders, and the end-to-end trial it is about, were planned.
+
+    One that failed, collapsed or is still to come counts: without it, means would seem to be over all seeds.
+    """
+    every = compressors(trials)
+    judges = every[every["stage"] == "end_to_end"]
+    ends = ["sweep", *RATE, *OBJECTIVE]
+    told: list[NDArray[np.float64]] = []
+    for planned, keys in ((every, BASE), (judges, ends)):
+        if {*keys} <= {*table.columns}:
+            seeds = planned.groupby(keys, dropna=False)["seed"].nunique().rename("planned").reset_index()
+            told.append(table[keys].merge(seeds, how="left")["planned"].to_numpy())
+    return list(np.min(told, axis=0).tolist())
+
+
 def _words(words: Iterable[str]) -> str:
     """Return the different words, without the one that says that nothing is missing if another does."""
     told = {word for text in words for word in text.split(", ")}
@@ -347,11 +389,11 @@ def _evidence(points: pd.DataFrame) -> Iterator[list[Any]]:
         (EPOCHS, ends, "mse_centroid", "epochs", shortest, longest, "{span}, {gradient}"),
     ]
     for name, table, value, setting, before, after, arm in changes:
-        same = [*RATE, "seed", *ENCODED, *WEIGHTS, *({"epochs", "gradient", "rest"} & {*table.columns} - {setting})]
+        same = [*RATE, "seed", *ENCODED, *OBJECTIVE, *({"epochs", "gradient", "rest"} & {*table.columns} - {setting})]
         one, other = (table[table[setting] == side] for side in (before, after))
         for row in records(one.merge(other, on=same, suffixes=("", "_after"))) if before != after else ():
             change = row[f"{value}_after"] - row[value]
-            told = arm.format(span=span, whose=encoder(row | {"variant": ""}), **row)
+            told = arm.format(span=span, whose=encoder(row | {"variant": row["parent_variant"]}), **row)
             yield [*(row[name] for name in RATE), name, told, row["seed"], change]
     joint = points[points["stage"] == "joint_decoder"]
     for (*rate, seed, trained, _), heads in joint.groupby([*RATE, "seed", "arm", "parent_id"]):
