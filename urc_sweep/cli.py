@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from gc import set_threshold
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from urc_sweep.errors import SpecError, StoreError, UrcSweepError, choices
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run, trust and show a rate-distortion-perception-classification study with one command.",
@@ -61,17 +61,20 @@ def init(
     path: Annotated[Path, typer.Argument(help="the file to write")] = Path("sweep.yaml"),
     template: Annotated[str, typer.Option(help="quickstart, rdc, rdp or rdpc")] = "quickstart",
 ) -> None:
-    """Write a commented sweep file, and its JSON schema beside it for the editor."""
+    """Write a commented sweep file of the file's name, and its JSON schema beside it for the editor."""
     templates = {entry.stem: entry for entry in (Path(__file__).parent / "plan" / "templates").glob("*.yaml")}
     if template not in templates:
         raise SpecError(f"--template {template}: {choices(template, templates)}")
-    from urc_sweep.plan.spec import json_schema
+    from urc_sweep.plan.spec import NAME, json_schema
 
+    text = templates[template].read_text(encoding="utf-8")
+    if re.match(NAME, path.stem):
+        text = re.sub("^name: .*$", f"name: {path.stem}", text, count=1, flags=re.MULTILINE)
     try:
         if path.exists():
             raise SpecError(f"{path} exists already; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(templates[template].read_text(encoding="utf-8"), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         path.with_name("sweep.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: cannot be written: {error.strerror}") from None
@@ -232,7 +235,7 @@ Reference = Annotated[
 def _references(paths: list[Path] | None):  # type: ignore[no-untyped-def]
     from urc_sweep.show import exchange
 
-    return [exchange.references(path) for path in paths or ()]
+    return [exchange.reference(path) for path in paths or ()]
 
 
 @app.command()
@@ -278,8 +281,23 @@ def dashboard(
     serve(opened, [_newest(opened, name) for name in sweeps or ()], host, port, references or ())
 
 
+# What exports take besides sweeps, --store and -o.
+_TAKEN = {"figure": "--format --width --height --style", "table": "--format", "frontier": "--x --y --reference"}
+_TAKEN |= dict.fromkeys(("gap", "penalty"), "--at")
+
+
+def _only(context: typer.Context, kind: str, what: str) -> None:
+    """Refuse options that an export does not take: who gives one expects it to do something."""
+    taken = " ".join(["-o", *(_TAKEN.get(key, "") for key in (kind, what))]).split()
+    for option in context.command.params:
+        name, source = option.opts[-1], context.get_parameter_source(str(option.name))
+        if name in " ".join(_TAKEN.values()).split() and name not in taken and source and source.name == "COMMANDLINE":
+            raise SpecError(f"export --{kind} {what} takes no {name}; {choices(name, taken)}")
+
+
 @app.command()
 def export(
+    context: typer.Context,
     sweeps: SweepNames = None,
     store: StoreOption = "results",
     figure: Annotated[Literal["frontier", "gap", "penalty", "images", "surface"] | None, typer.Option()] = None,
@@ -293,10 +311,12 @@ def export(
     height: Annotated[str, typer.Option(help="default: what the figure needs")] = "",
     style: Annotated[Literal["print", "screen"], typer.Option(help="print: 8 pt, black, legend below")] = "print",
     x: Annotated[str, typer.Option(help="of the frontier: mse, accuracy, rate_bits ...")] = "mse",
-    y: Annotated[str, typer.Option(help="as --x")] = "cross_entropy",
+    y: Annotated[str, typer.Option(help="as --x; default: what the sweep trades for the MSE")] = "",
     at: Annotated[str, typer.Option(help="what gap and penalty are matched at; default: what the sweep trades")] = "",
     references: Reference = None,
-    output: Annotated[Path | None, typer.Option("-o", help="default: a figure here, a table to stdout")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="default: here, a table to stdout; for --to, a folder (needed)")
+    ] = None,
 ) -> None:
     """Write a figure (PDF, SVG, PNG) or a table (LaTeX, CSV) for a paper, or a sweep for another tool."""
     from urc_sweep.show import exchange, facts
@@ -305,36 +325,38 @@ def export(
 
     if sum(map(bool, (figure, table, to))) != 1:
         raise SpecError("export: name one of --figure, --table and --to")
-    forms = ("pdf", "svg", "png") if figure else ("latex", "csv") if table else ("",)
-    if (kind := form or forms[0]) not in forms:
-        raise SpecError(f"--format {kind}: {choices(kind, forms)}")
+    kind = "figure" if figure else "table" if table else "to"
+    _only(context, kind, figure or table or to or "")
+    forms = {"figure": ("pdf", "svg", "png"), "table": ("latex", "csv"), "to": ("",)}[kind]
+    if (ext := form or forms[0]) not in forms:
+        raise SpecError(f"--format {ext}: {choices(ext, forms)}")
     opened = _open(store)
     names = list(dict.fromkeys(_newest(opened, name) for name in (sweeps or (None,))))
-    if to and output:
-        written = [getattr(exchange, to)(opened, name, output) for name in names]
-        print(*(path for paths in written for path in (paths if isinstance(paths, list) else [paths])), sep="\n")
-        return
-    trials = facts.load(opened, names)
-    if figure:
-        wide, high = paper.pixels("--width", width), paper.pixels("--height", height) if height else None
-        options = {"x": x, "y": y, "references": _references(references)}
-        drawn = paper.figure(trials, figure, lambda sha256: opened.get(sha256, ".png"), at, **options)
-        data = paper.render(drawn, kind, style, wide, high)
-        output = output or Path(f"{'-'.join(names)}-{figure}.{kind}")
-    elif table:
-        hashes = [(published(opened.layout.trials_table(name)).source or "not final")[:12] for name in names]
-        told = ", ".join(f"{name} ({source})" for name, source in zip(names, hashes, strict=True))
-        text = paper.latex(trials, table, at, told) if kind == "latex" else paper.csv(paper.table(trials, table, at))
-        data = text.encode()
-    else:
-        raise SpecError(f"export --to {to}: name a folder with -o")
-    if output is None:
-        sys.stdout.write(data.decode())
-        return
     try:
+        if to:
+            if output is None or (output.exists() and not output.is_dir()):
+                raise SpecError(f"export --to {to}: name a folder with -o" + (f": {output} is none" if output else ""))
+            written = [getattr(exchange, to)(opened, name, output) for name in names]
+            print(*(path for paths in written for path in (paths if isinstance(paths, list) else [paths])), sep="\n")
+            return
+        trials = facts.load(opened, names)
+        if figure:
+            wide, high = paper.pixels("--width", width), paper.pixels("--height", height) if height else None
+            options = {"x": x, "y": y, "references": _references(references)}
+            drawn = paper.figure(trials, figure, lambda sha256: opened.get(sha256, ".png"), at, **options)
+            data = paper.render(drawn, ext, style, wide, high)
+            output = output or Path(f"{'-'.join(names)}-{figure}.{ext}")
+        elif table:
+            hashes = [(published(opened.layout.trials_table(name)).source or "not final")[:12] for name in names]
+            told = ", ".join(f"{name} ({source})" for name, source in zip(names, hashes, strict=True))
+            text = paper.csv(paper.table(trials, table, at)) if ext == "csv" else paper.latex(trials, table, at, told)
+            data = text.encode()
+        if output is None:
+            sys.stdout.write(data.decode())
+            return
         output.write_bytes(data)
     except OSError as error:
-        raise SpecError(f"{output}: cannot be written: {error.strerror}") from None
+        raise SpecError(f"{error.filename or output or 'stdout'}: cannot be written: {error.strerror}") from None
     print(output)
 
 
@@ -354,12 +376,9 @@ def cite(sweep: SweepName = None, store: StoreOption = "results") -> None:
 def query(
     sql: Annotated[str, typer.Argument(help="SQL over trials, curves and unique_trials")],
     store: StoreOption = "results",
-    style: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+    style: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option("--format")] = "table",
 ) -> None:
     """Ask the tables in SQL (DuckDB, read-only)."""
-    styles = ("table", "csv", "json", "parquet")
-    if style not in styles:
-        raise SpecError(f"--format {style}: {choices(style, styles)}")
     from urc_sweep.show import terminal
     from urc_sweep.store import query as tables
 
@@ -386,7 +405,7 @@ def verify(store: StoreOption = "results") -> None:
     print(f"{store}: ok: {checked}")
 
 
-upkeep = typer.Typer(no_args_is_help=True, help="Look after the store's files.")
+upkeep = typer.Typer(help="Look after the store's files.")
 app.add_typer(upkeep, name="store")
 
 
@@ -481,7 +500,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except UrcSweepError as error:
@@ -491,12 +510,19 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises, whose own base class it does not name
             raise
-        if not sys.argv[1:]:
-            app(["--help"])
-        told = SpecError(f"{error.format_message()} (`urc-sweep --help` tells more)")
+        told = SpecError(_said(error))
     for line in told.lines:
         print(f"urc-sweep: {line}", file=sys.stderr)
     sys.exit(told.exit_code)
+
+
+def _said(error: Any) -> str:
+    """Return what typer found wrong as we say it: with the choices, else with the command whose --help tells more."""
+    text, context = error.format_message().replace("Value error, ", ""), getattr(error, "ctx", None)
+    if found := re.fullmatch(r"Invalid value for '(-.*?)': '(.*)' is not one of '(.*)'\.", text):
+        option, wrong, known = found.groups()
+        return f"{option} {wrong}: " + choices(wrong, known.split("', '"))
+    return f"{text} (`{context.command_path if context else 'urc-sweep'} --help` tells more)"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tests.show import browser
 from tests.show.browser import chromium, until  # noqa: F401  (a fixture)
 from tests.show.test_page import EVIL, study
 from urc_sweep.store.commits import Store
+from urc_sweep.store.lease import EXPIRY_S
 
 dash = pytest.importorskip("dash", reason="needs the extra: pip install '.[dashboard]'")
 
@@ -246,6 +247,13 @@ def follow(app: dashboard.Dashboard, mark: str | None = None, made: str = "") ->
     return dict(zip(names, app.follow(1, ["?sweep=study", made], mark), strict=True))
 
 
+def words(parts: Any) -> str:
+    """Return the text of Dash's components."""
+    if isinstance(parts, list):
+        return "".join(map(words, parts))
+    return parts if isinstance(parts, str) else words(getattr(parts, "children", None) or [])
+
+
 def test_ten_pages_cost_one_computation(small: Store, monkeypatch: pytest.MonkeyPatch):
     clock, app = Clock(monkeypatch, cost=1.0), dashboard.Dashboard(dashboard.Feed(small, []), ["study"], ())
     told = [follow(app) for _ in range(10)]
@@ -291,6 +299,28 @@ def test_a_damaged_table_is_one_line_and_the_page_goes_on_once_it_is_back(small:
     assert told["mark"] not in (mark, dash.no_update)
 
 
+def test_a_launch_whose_heart_stopped_is_not_running(small: Store, monkeypatch: pytest.MonkeyPatch):
+    """Of another host, or of this one before it was started anew: nobody can ask whether its process lives."""
+    clock, app = Clock(monkeypatch, cost=0.0), dashboard.Dashboard(dashboard.Feed(small, []), ["study"], ())
+
+    def running(beat: int) -> bool:
+        small.layout.lease.write_text(json.dumps({"token": "t", "sweep": "study", "host": "elsewhere", "beat": beat}))
+        return "study running" in words(follow(app)["status"])
+
+    assert running(1)
+    clock.now += EXPIRY_S - 1
+    assert running(1)
+    clock.now += 2
+    assert not running(1)
+    assert running(2)
+    clock.now += EXPIRY_S - 1
+    assert running(3)
+    clock.now += EXPIRY_S - 1
+    assert running(3)
+    small.layout.lease.unlink()
+    assert "study finished" in words(follow(app)["status"])
+
+
 def test_progress_is_told_by_stage(small: Store):
     import pyarrow as pa
 
@@ -301,7 +331,7 @@ def test_progress_is_told_by_stage(small: Store):
     rows = [base | {"trial_id": f"{n:064x}", "stage": "end_to_end", "status": s} for n, s in enumerate(states)]
     rows.append(base | {"trial_id": "e" * 64, "stage": "universal", "status": "pending", "parent_id": f"{1:064x}"})
     small.replace(small.layout.trials_table("study"), to_bytes(pa.Table.from_pylist(rows, TRIALS)))
-    shown = dashboard.Shown(report.read(small, ["study"], "mark"))
+    shown = dashboard.Snapshot(report.read(small, ["study"], "mark"))
     words = json.dumps(shown.stages, default=lambda part: part.to_plotly_json(), ensure_ascii=False)
     assert "1 done, 1 running, 1 ready, 1 failed" in words
     assert "1 blocked" in words
@@ -331,7 +361,7 @@ def test_without_dash_it_says_what_to_install(store: Store):
     code = "import sys; sys.modules['dash'] = None\nfrom urc_sweep.cli import main; main()"
     ended = run("dashboard", "--store", str(store.root), code=code)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "pip install 'urc-sweep[dashboard]'" in ended.stderr
+    assert "pip install '.[dashboard]'" in ended.stderr
 
 
 def test_help_waits_for_no_dash():

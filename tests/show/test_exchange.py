@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -116,7 +117,7 @@ def test_what_goes_out_comes_in_equal(tmp_path_factory: pytest.TempPathFactory, 
     table = query.frame(pa.Table.from_pylist(rows, TRIALS))
     with mock.patch.object(facts, "load", return_value=table):
         (path,) = exchange.compressai(Store(folder), "s", folder)
-    name, values = exchange.references(path)
+    name, values = exchange.reference(path)
     assert name == "s end-to-end c=0.01 d=1"
     assert values["bits_per_pixel"] == facts.fronts(table)["bits_per_pixel"].tolist()
     assert [tuple(row) for row in zip(*(values[name] for name in names), strict=True)] == columns
@@ -132,11 +133,11 @@ def test_a_published_file_keeps_what_means_something_else(tmp_path: Path):
         "psnr": [1, 2],
     }
     path.write_text(json.dumps({"name": "VTM", "description": "x", "meta": {"type": "image"}, "results": results}))
-    name, values = exchange.references(path)
+    name, values = exchange.reference(path)
     assert name == "VTM"
     assert values == {"bits_per_pixel": [0.05, 0.11], "psnr_db": [26.1, 28.0], "ms-ssim-rgb": [0.86, 0.91]}
     path.write_text(json.dumps({"description": "flat", "bpp": [1], "psnr-rgb": [30.5]}))
-    assert exchange.references(path) == ("vtm", {"bits_per_pixel": [1.0], "psnr_db": [30.5]})
+    assert exchange.reference(path) == ("vtm", {"bits_per_pixel": [1.0], "psnr_db": [30.5]})
 
 
 def test_an_mse_is_per_pixel_of_ours_only_in_our_files(tmp_path: Path):
@@ -144,9 +145,9 @@ def test_an_mse_is_per_pixel_of_ours_only_in_our_files(tmp_path: Path):
     results = {"bpp": [0.1], "mse": [51.2], "accuracy": [0.9], "psnr": [31.0]}
     for meta in ({"type": "image"}, None, "text"):
         path.write_text(json.dumps({"name": "codec", "meta": meta, "results": results}))
-        assert exchange.references(path).values == {"bits_per_pixel": [0.1], "psnr_db": [31.0]}
+        assert exchange.reference(path).values == {"bits_per_pixel": [0.1], "psnr_db": [31.0]}
     (path,) = exchange.compressai(store_of(tmp_path / "store", [trial(1, 2, 0, 0.03, accuracy=0.9)]), "s", tmp_path)
-    ours = exchange.references(path).values
+    ours = exchange.reference(path).values
     assert (ours["mse"], ours["accuracy"]) == ([0.03], [0.9])
 
 
@@ -177,7 +178,7 @@ def test_a_wrong_reference_is_one_line(tmp_path: Path, text: str, told: str):
     path = tmp_path / "codec.json"
     path.write_text(text)
     with pytest.raises(SpecError, match=told) as caught:
-        exchange.references(path)
+        exchange.reference(path)
     assert len(caught.value.lines) == 1
     assert caught.value.lines[0].startswith(str(path))
     assert caught.value.lines[0].isprintable()
@@ -185,19 +186,24 @@ def test_a_wrong_reference_is_one_line(tmp_path: Path, text: str, told: str):
 
 def test_a_missing_reference_is_one_line(tmp_path: Path):
     with pytest.raises(SpecError, match=r"nowhere\.json: cannot be read: No such file"):
-        exchange.references(tmp_path / "nowhere.json")
+        exchange.reference(tmp_path / "nowhere.json")
 
 
 # -- MLflow and TensorBoard --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("export", "module"), [("mlflow", "mlflow.tracking"), ("tensorboard", "tensorboard.compat.proto")]
+    ("export", "module"),
+    [("mlflow", "mlflow.tracking"), ("mlflow", "sqlalchemy.event"), ("tensorboard", "tensorboard.compat.proto")],
 )
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, export: str, module: str):
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path: Path, monkeypatch, export, module):
     for name in (module, f"{module}.event_pb2"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SpecError, match=rf"^{export} is not installed: pip install 'urc-sweep\[{export}\]'$"):
+    for name in ("mlflow.tracking", "mlflow.entities", "mlflow.exceptions"):  # where it is not installed either
+        if module == "sqlalchemy.event":
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    told = rf"^{module.split('.')[0]} is not installed: pip install '\.\[{export}\]' in the checkout of urc-sweep$"
+    with pytest.raises(SpecError, match=told):
         getattr(exchange, export)(Store(RELEASED), "small", tmp_path)
 
 

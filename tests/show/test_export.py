@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import re
 import sys
@@ -118,6 +119,20 @@ def test_print_is_black_thin_and_has_one_entry_per_rate_and_stage():
     assert drawn.layout.font.color == figures.INK  # the figure itself is as it was
 
 
+def test_a_crowded_gap_figure_is_as_high_as_its_bars_need_and_its_note_fits():
+    rows = [row | {"levels": n, "rate_bits": 2.0 * n} for n in (2, 3, 4, 5) for row in study(0, 0.005)]
+    rows = [row | {"mse_centroid": row["mse"] - 0.002, "trial_id": f"{n}"} for n, row in enumerate(rows)]
+    rows = [row | {"parent_id": row["parent_id"] and f"{n // 5 * 5 + 1}"} for n, row in enumerate(rows)]
+    page = export.printed(export.figure(frame(rows), "gap", lambda sha256: b""), 312)
+    assert len(page.data[0].y) > figures.CROWDED
+    assert page.data[0].orientation == "h"
+    margin = page.layout.margin
+    assert page.layout.height - margin.t - margin.b > 15 * page.layout.yaxis.range[0]
+    (note,) = (note.text for note in page.layout.annotations if "paired seeds" in note.text)
+    assert note == "means of n = 1 paired seeds;<br>95 % intervals from 3 on"
+    assert page.layout.margin.t == 30
+
+
 def test_rates_differ_in_grey_too():
     rows = [row | {"levels": levels, "rate_bits": 3.0 * levels} for levels in (2, 3, 4, 5) for row in study(0, 0.005)]
     rows = [row | {"trial_id": f"{row['trial_id']}{row['levels']}"} for row in rows]
@@ -162,7 +177,7 @@ def test_a_missing_browser_or_kaleido_is_one_line(monkeypatch: pytest.MonkeyPatc
         export.render(figure, "pdf", "print", 300)
     assert len(told.value.lines) == 1
     monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.raises(ResourceError, match=r"figures need kaleido: pip install 'urc-sweep\[export\]'"):
+    with pytest.raises(SpecError, match=r"^kaleido is not installed: pip install '\.\[export\]' in the checkout"):
         export.render(figure, "pdf", "print", 300)
 
 
@@ -193,6 +208,11 @@ def test_csv_holds_no_formula():
         "'@x,2.0",
         "fine,3.0",
     ]
+    link = '=HYPERLINK("http://evil.invalid";"mse")'  # a plugin's metric may have any name
+    trials = frame([row | {"metrics": {link: 1.0, f"val_{link}": 1.0}} for row in study(0, 0.005)])
+    heads = next(csv.reader(io.StringIO(export.csv(export.table(trials, "points", "")))))
+    assert f"'{link}" in heads
+    assert not [head for head in heads if head.startswith(("=", "+", "-", "@"))]
 
 
 def test_latex_says_n_intervals_and_what_was_chosen_where():
@@ -248,6 +268,42 @@ def test_points_say_in_how_many_seeds_they_are_on_the_front():
     rows += [trial("end_to_end", seed, 0.2, (0.06, 3.0), (0.06, 3.0)) for seed in range(3)]
     told = body(export.latex(frame(rows), "points", "", ""))
     assert [(row[-3], row[-1]) for row in told] == [("$0.04000$", "3"), ("$0.05000$", "1 of 3")]
+
+
+def test_collapsed_runs_and_other_objectives_are_in_no_mean_of_encoders():
+    cells = [(0, 0.04), (1, 0.06), (2, 0.2)]  # the last is worse than the best constant image
+    rows = [trial("end_to_end", seed, 0.1, (mse, 1.0), (mse, 1.0), mse_centroid=mse) for seed, mse in cells]
+    rows += [trial("end_to_end", seed, 0.3, (0.2, 1.0), (0.2, 1.0), mse_centroid=0.2) for seed in range(3)]
+    rows += [trial("control", seed, 0.1, (0.2, 1.0), (0.2, 1.0), mse_centroid=0.05) for seed in range(3)]
+    told = {(row[1], row[3]): (row[7], row[-1]) for row in body(export.latex(frame(rows), "encoders", "", ""))}
+    assert told == {
+        ("control", r"$\lambda_c$~0.1"): ("$0.05000$", "3"),  # its own decoder is untrained on purpose
+        ("end-to-end", r"$\lambda_c$~0.1"): ("$0.05000$", "2 of 3"),
+        ("end-to-end", r"$\lambda_c$~0.3"): ("--", "0 of 3"),
+    }
+    edges = [row | {"weights": {"edges": float(n)}} for n, row in enumerate(rows[:2])]
+    for kind in ("encoders", "points"):
+        seeds = [(row[3], row[-1]) for row in body(export.latex(frame(edges), kind, "", ""))]
+        assert seeds == [(rf"$\lambda_c$~0.1 edges {n}", "1") for n in (0, 1)]
+
+
+def test_points_of_a_sweep_that_trades_perception_are_on_its_fronts():
+    rows = [
+        trial("end_to_end", 0, None, (mse, 1.0), (mse, 1.0), lambda_p=p, val_sliced_w2=w2, sliced_w2=w2)
+        for mse, p, w2 in ((0.03, 0.0, 0.4), (0.04, 0.01, 0.2))
+    ]
+    text = export.latex(frame(rows), "points", "", "")
+    assert "Points on a front in (MSE, sliced-w2)" in text
+    assert r" & sliced\_w2 & cross\_entropy & accuracy & mse & " in text
+    assert [row[4] for row in body(text)] == ["$0.40000$", "$0.20000$"]
+
+
+@pytest.mark.parametrize("kind", ["gap", "penalty", "hypervolume"])
+def test_a_table_without_rows_says_why(kind: str):
+    with pytest.raises(SpecError) as told:
+        export.latex(frame(study(0, 0.005)[:3] if kind != "hypervolume" else []), kind, "", "")
+    why = "nothing to show yet" if kind == "hypervolume" else gaps.obstacle(frame(study(0, 0.005)[:3]))
+    assert told.value.lines == [f"export --table {kind}: {why}"]
 
 
 @pytest.mark.parametrize("kind", ["hypervolume", "points"])
@@ -327,11 +383,18 @@ def store(tmp_path: Path) -> Path:
     [
         ([], "name one of --figure, --table and --to"),
         (["--figure", "gap", "--table", "gap"], "name one of"),
-        (["--figure", "fronti"], "'fronti' is not one of"),
+        (["--figure", "fronti"], "--figure fronti: did you mean 'frontier'? choices: frontier, gap, images, penalty"),
+        (["--figure", "gap", "--x", "foo"], "export --figure gap takes no --x; choices: --at, --format, --height"),
+        (["--table", "penalty", "--width", "bar"], "--table penalty takes no --width; choices: --at, --format, -o"),
+        (["--table", "points", "--at", "accuracy"], "--table points takes no --at"),
+        (["--to", "mlflow", "-o", "OUT", "--format", "pdf"], "export --to mlflow takes no --format; choices: -o"),
+        (["--to", "compressai", "-o", "FILE"], "export --to compressai: name a folder with -o: "),
+        (["--to", "compressai", "-o", "FILE/in"], "cannot be written: Not a directory"),
+        (["--table", "gap"], "export --table gap: "),
         (["--figure", "gap", "--format", "csv"], "--format csv: did you mean 'svg'? choices: pdf, png, svg"),
         (["--table", "gap", "--format", "pdf"], "choices: csv, latex"),
         (["--figure", "gap", "--width", "3"], "--width 3: expected"),
-        (["--figure", "frontier", "--x", "msee"], "axis msee: did you mean 'mse'"),
+        (["--figure", "frontier", "--x", "msee"], "--x msee: did you mean 'mse'"),
         (["--figure", "penalty", "--at", "mse"], "--at mse: choices"),
         (["--table", "penalty", "--at", "mse"], "--at mse: choices"),
         (["--to", "mlflow"], "name a folder with -o"),
@@ -339,6 +402,8 @@ def store(tmp_path: Path) -> Path:
     ],
 )
 def test_errors_are_one_line(options: list[str], said: str, store: Path, monkeypatch: Any, capsys: Any):
+    (store.parent / "FILE").touch()
+    monkeypatch.chdir(store.parent)
     assert run(monkeypatch, "export", *options, "--store", store) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from urc_sweep.show import facts, figures
+from urc_sweep.show import facts, figures, progress
 from urc_sweep.store.tables import TRIALS
 
 ANCHORS = {"mse_rate0": 0.1, "val_mse_rate0": 0.1, "label_entropy": 2.0, "mse_kmeans": 0.03}
@@ -99,10 +99,9 @@ def test_progress_and_failures_say_what_happened():
     rows[0] |= {"status": "diverged", "error_type": "diverged", "error_message": "loss is nan at epoch 3"}
     rows[3] |= {"status": "pending"}
     rows.append(trial("classifier", 0, None, (0, 0), (0, 0), dim=None, levels=None, rate_bits=None))
-    counts = facts.progress(frame(rows))
-    assert counts.columns.tolist() == ["done", "pending", "diverged"]
-    assert counts.loc["end_to_end"].tolist() == [2, 0, 1]
-    assert counts.loc["classifier"].tolist() == [1, 0, 0]
+    counts = progress.counts(frame(rows), frame(rows)["status"])
+    assert counts["end_to_end"] == {"done": 2, "diverged": 1}
+    assert counts["classifier"] == {"done": 1}
     failed = facts.failures(frame(rows))
     assert failed["error_message"].tolist() == ["loss is nan at epoch 3"]
 
@@ -237,7 +236,7 @@ def test_bands_by_hand():
     reached = {share: part[["x", "y"]].values.tolist() for share, part in table.groupby("share")}
     assert reached[0.25] == [[0.01, 0.5], [0.02, 0.5], [0.02, 0.6], [0.03, 0.6], [0.03, 0.9]]
     assert reached[0.5] == [[0.02, 0.5], [0.03, 0.5], [0.03, 0.6], [0.04, 0.6], [0.04, 0.8]]
-    # Seed 3 is worse than no bits at all: it counts, and reaches nothing.
+    # Seed 3 is worse than zero rate: it counts, and reaches nothing.
     assert reached[0.75] == [[0.04, 0.6]]
     assert table["seeds"].unique().tolist() == [4]
     assert facts.bands(frame(seed(0, (0.01, 0.5)) + seed(1, (0.02, 0.6)))).empty
@@ -259,8 +258,8 @@ def test_overlays_by_hand():
         ("near-floor", "k-means 3 3", "mse"): 0.03,
         ("near-floor", "real", "sliced_w2"): 0.01,
         ("near-floor", "real", "fresh_critic_gap"): 0.002,
-        ("achievable", "no bits", "mse"): 0.1,
-        ("achievable", "no bits", "cross_entropy"): 2.0,
+        ("achievable", "zero rate", "mse"): 0.1,
+        ("achievable", "zero rate", "cross_entropy"): 2.0,
     }
     assert table.groupby("kind")["rate_bits"].first().to_dict() == {
         "achievable": 0.0,

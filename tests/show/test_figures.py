@@ -76,7 +76,7 @@ def test_a_bad_run_does_not_set_the_range_and_that_is_said():
     rows = [*study(0, 0.005), trial("end_to_end", 0, 0.1, (0.2, 2.5), (0.2, 2.5))]
     figure = figures.frontier(frame(rows))
     assert figure.layout.xaxis.autorangeoptions.clipmax == pytest.approx(0.061 + 0.1 * (0.061 - 0.020))
-    assert "crosses: 1 worse than rate 0" in texts(figure)
+    assert "crosses: 1 worse than zero rate" in texts(figure)
     assert figures.frontier(frame(study(0, 0.005))).layout.xaxis.autorangeoptions.clipmax is None
 
 
@@ -146,6 +146,36 @@ def test_a_rate_as_an_axis_joins_points_over_rates():
     assert line.line.color == figures.GREY
 
 
+def test_over_rates_encoders_that_were_trained_alike_are_one_front_also_under_three_seeds():
+    rows = []
+    for levels, bits, mse in [(2, 2.0, 0.05), (4, 4.0, 0.03)]:
+        rate = {"levels": levels, "rate_bits": bits}
+        rows.append(trial("end_to_end", 0, 0.01, (0.02, 1.0), (0.02, 1.0), **rate))
+        parent = {"parent_id": rows[-1]["trial_id"], "parent_lambda_c": 0.01}
+        rows.append(trial("universal", 0, 0.0, (mse, 1.0), (mse, 1.0), **rate, **parent))
+    figure = figures.frontier(frame(rows), "rate_bits", "mse")
+    line = next(t for t in figure.data if t.mode == "lines" and t.line.dash == "dot" and t.line.width == 1.2)
+    assert list(zip(line.x, line.y, strict=True))[:3] == [(2.0, 0.05), (4.0, 0.05), (4.0, 0.03)]
+
+
+def test_a_rate_has_one_colour_in_all_figures():
+    """The lowest rate has no front, and no decoders: it is in some tables and not in others."""
+    rows = [trial("end_to_end", 0, 0.01, (0.2, 1.0), (0.2, 1.0), levels=2, rate_bits=3.0, mse_centroid=0.1)]
+    rows.append(trial("end_to_end", 0, 0.01, (0.2, 1.0), (0.2, 1.0), levels=1, rate_bits=0.0, status="failed"))
+    rows += [row | {"mse_centroid": row["mse"] - 0.002} for row in study(0, 0.005)]
+    trials = frame(rows)
+    _, second, third = figures.PALETTE[:3]
+    curve = pd.DataFrame([(rows[2]["trial_id"], 1, "train", "loss", 0.1)], columns=CURVES.columns)
+    told = {trace.marker.color for trace in points(figures.frontier(trials)) if "4.755" in trace.name}
+    assert told == {third}
+    assert {t.marker.color for t in points(figures.frontier(trials)) if "3 bits" in t.name} == {second}
+    bound = next(t for t in figures.frontier(trials).data if t.name and t.name.startswith("bound"))
+    assert bound.line.color == third
+    assert {t.line.color for t in figures.penalty(trials).data if t.mode == "lines+markers"} == {third}
+    assert {t.marker.color for t in figures.surface(trials).data if t.type == "scatter3d"} == {third}
+    assert {t.line.color for t in figures.curves(trials, curve).data} == {third}
+
+
 def test_overlays_are_labelled_and_far_ones_wait_in_the_legend():
     rows = [row | {"mse_centroid": row["mse"] - 0.002, "latent_label_entropy": 0.05} for row in study(0, 0.005)]
     traces = {trace.name: trace for trace in figures.frontier(frame(rows)).data if trace.name}
@@ -163,8 +193,8 @@ def test_overlays_of_sweeps_are_named_and_drawn_once_where_they_agree():
     other = [row | {"metrics": row["metrics"] and row["metrics"] | {"mse_rate0": 0.09}} for row in study(0, 0.005)]
     trials = pd.concat([frame(rows).assign(sweep=name) for name, rows in [("a", study(0, 0.005)), ("<b>", other)]])
     traces = {trace.name: trace for trace in figures.frontier(trials).data if trace.name and not trace.meta}
-    places = {name: (trace.x[1], trace.y[1]) for name, trace in traces.items() if "no bits" in name}
-    label = "no bits: best constant image, H(S)"  # the entropy is the same, the place is not
+    places = {name: (trace.x[1], trace.y[1]) for name, trace in traces.items() if "zero rate" in name}
+    label = "zero rate: best constant image, H(S)"  # the entropy is the same, the place is not
     assert places == {f"{label}, a": (0.1, 2.0), f"{label}, &lt;b&gt;": (0.09, 2.0)}
     assert [name for name in traces if "k-means" in name] == ["k-means near-floor (not a bound), &lt;b&gt;, a"]
 
@@ -188,8 +218,19 @@ def test_many_points_are_drawn_by_webgl_and_logarithms_are_asked_for(monkeypatch
 
 
 def test_an_unknown_axis_is_one_line():
-    with pytest.raises(SpecError, match="axis msee: did you mean 'mse'"):
-        figures.frontier(seeds(1), x="msee")
+    for letter in ("x", "y"):
+        with pytest.raises(SpecError, match=f"^--{letter} msee: did you mean 'mse'"):
+            figures.frontier(seeds(1), **{letter: "msee"})
+
+
+def test_without_a_second_axis_it_is_what_the_sweep_trades():
+    rows = [
+        trial("end_to_end", 0, None, (mse, 1.0), (mse, 1.0), lambda_p=p, val_sliced_w2=w2, sliced_w2=w2)
+        for mse, p, w2 in ((0.03, 0.0, 0.4), (0.04, 0.01, 0.2))
+    ]
+    (trace,) = points(figures.frontier(frame(rows)))
+    assert (list(trace.y), list(trace.marker.opacity)) == ([0.4, 0.2], [1.0, 1.0])
+    assert points(figures.frontier(seeds(1)))[0].y[0] == 1.4
 
 
 # -- what universality costs -------------------------------------------------------------------------------------------
@@ -225,6 +266,31 @@ def test_gap_bars_sum_to_the_whole():
     assert (np.array(encoder.y) + np.array(decoder.y)).tolist() == pytest.approx(list(whole.y))
     assert list(whole.y) == table["gap"].tolist()
     assert list(whole.error_y.arrayminus) == pytest.approx((table["gap"] - table["gap_low"]).tolist())
+
+
+def test_in_a_column_many_bars_lie_each_with_room_for_its_words():
+    far = {"weights": {"classification.parity": 0.01, "distortion": 1.0}}
+    rows = [row | {"mse_centroid": row["mse"] - 0.002} for row in study(0, 0.005)]
+    few = figures.gap(frame(rows), column=True)
+    assert [trace.orientation for trace in few.data[:2]] == ["v", "v"]
+    rows += [row | {"mse_centroid": row["mse"] - 0.002} | far for row in study(0, 0.005)]
+    rows += [row | {"mse_centroid": row["mse"] - 0.002, "rate_bits": 8.0} for row in study(0, 0.005)]
+    trials = frame(rows)
+    assert figures.gap(trials).data[0].orientation == "v", "on a page there is room"
+    figure, table = figures.gap(trials, column=True), gaps.splits(trials)
+    encoder, decoder, whole = figure.data
+    assert (encoder.orientation, decoder.orientation, whole.marker.symbol) == ("h", "h", "line-ns")
+    assert (np.array(encoder.x) + np.array(decoder.x)).tolist() == pytest.approx(list(whole.x))
+    assert list(whole.x) == table["gap"].tolist()
+    assert whole.error_x.color == "black"
+    assert list(whole.y) == list(encoder.y) == list(figure.layout.yaxis.tickvals)
+    heads = [note.text for note in figure.layout.annotations if note.text.startswith("<b>")]
+    assert len(heads) == len(table.groupby(gaps.BASE, dropna=False)) == 3
+    words = figure.layout.yaxis.ticktext
+    assert "λ<sub>c</sub> 0<br>classification.parity 0.01" in words
+    assert figure.layout.height > 16 * (len(table) + sum(label.count("<br>") for label in words) + len(heads))
+    apart = np.diff([0, *whole.y, figure.layout.yaxis.range[0]])
+    assert apart.min() >= 0.5
 
 
 @pytest.mark.parametrize("draw", [figures.penalty, figures.gap])
@@ -300,16 +366,19 @@ def test_curves_are_drawn_per_trial_in_the_order_of_epochs():
 
 
 NOTHING = frame([])
+LOST = frame([trial("end_to_end", 0, 0.1, (0.2, 1.0), (0.2, 1.0))])
 CURVES = pd.DataFrame(columns=["trial_id", "epoch", "split", "metric", "value"])
 
 
 @pytest.mark.parametrize(
     ("figure", "said"),
     [
-        (figures.frontier(NOTHING), "no trial is done yet"),
+        (figures.frontier(NOTHING), "no compressor is trained"),
         (figures.penalty(NOTHING), "needs finished end-to-end and universal trials"),
         (figures.gap(NOTHING), "needs finished end-to-end and universal trials"),
-        (figures.surface(NOTHING), "no trial is done yet"),
+        (figures.surface(NOTHING), "no compressor is trained"),
+        (figures.surface(LOST), "all 1 finished trials are worse than the best constant image"),
+        (figures.frontier(LOST, y="ssim"), "all 1 finished trials are worse than the best constant image"),
         (figures.curves(NOTHING, CURVES), "no curve to show"),
         (figures.images(NOTHING, lambda sha256: b""), "no reconstruction to show"),
     ],

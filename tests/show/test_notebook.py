@@ -36,9 +36,9 @@ def test_the_notebook_runs_and_draws_the_store(finished: Store, monkeypatch: pyt
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type in ("stream", "error")]
     drawn: list[dict[str, Any]] = [output.data[PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     assert all(figure["config"]["showSendToCloud"] is False for figure in drawn)
-    frontier, penalty, gap, surface, images = drawn
+    frontier, penalty, gap, surface, images, curves = drawn
     trials = facts.load(finished, "small")
     points = facts.fronts(trials)
     assert len(points) == 4
@@ -49,6 +49,8 @@ def test_the_notebook_runs_and_draws_the_store(finished: Store, monkeypatch: pyt
     scattered = [t for t in surface["data"] if t["type"] == "scatter3d"]
     assert sum(len(t["text"]) for t in scattered) == points["on_front"].sum() > 0
     assert len(images["layout"]["images"]) == len(points) + 2  # and the originals above each of two groups
+    assert len(curves["data"]) == len(points)
+    assert {t["mode"] for t in curves["data"]} == {"lines"}
     assert "cross_entropy" in outputs[-1].data["text/html"]
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pytest
 
 from tests.show.browser import chromium, opened, until  # noqa: F401  (a fixture)
+from tests.show.test_report import row, write
 from urc_sweep.maths.frontier import nondominated
-from urc_sweep.show import facts, report
+from urc_sweep.show import exchange, facts, gaps, report
 from urc_sweep.store.commits import Store
 from urc_sweep.store.tables import CURVES, TRIALS, curve_table, to_bytes
 
@@ -25,6 +27,8 @@ EVIL = "<img src=x onerror=\"document.title='evil'\">"
 ANCHORS = [("label_entropy", 2.3), ("mse_kmeans", 0.03), ("mse_rate0", 0.1), ("val_mse_rate0", 0.1)]
 RATES = [(2, 3), (3, 3)]
 WEIGHTS = (0.0, 0.005, 0.015)
+# Metrics that a plugin may well have, named like what the page knows of every trial beside its facts.
+NAMESAKES = ("rate", "parent", "front", "samples", "encoder")
 # What a page draws: every trace of the frontier with the rows it holds.
 MARKS = "document.getElementById('plot').data.filter((trace) => trace.customdata)"
 
@@ -46,12 +50,13 @@ def study(store: Store, sweep: str = "study", seeds: int = 4, host: str = "lab",
                     own |= {"accuracy": 0.5 + 10 * min(weight, 0.04) - 5 * cost, "mse_centroid": 0.036 + cost}
                     own |= {"latent_label_entropy": 0.2, "critic_gap": -0.1 if seed == 0 == weight else 0.1 + weight}
                     if (stage, seed) == ("universal", 3):
-                        own["mse"] += 0.1  # worse than no bits: it counts as a seed, and attains nothing
+                        own["mse"] += 0.1  # worse than zero rate: it counts as a seed, and attains nothing
                     values = own | {f"val_{name}": value + 0.0002 * rng.random() for name, value in own.items()}
                     values |= {"trial_id": f"{len(rows):04x}{sweep.encode().hex()}".ljust(64, "0"), "stage": stage}
                     values |= {"dim": dim, "levels": levels, "rate_bits": bits, "seed": seed, "lambda_c": weight}
                     values |= {"lambda_d": 1.0, "status": "done", "dataset": "digits", "model": "paper", "host": host}
-                    values |= {"metrics": [*ANCHORS, (EVIL, weight), (f"val_{EVIL}", weight)], "variant": EVIL}
+                    further = [(f"{split}{name}", weight) for name in (EVIL, *NAMESAKES) for split in ("", "val_")]
+                    values |= {"metrics": [*ANCHORS, *further], "variant": EVIL}
                     values |= {"samples_sha256": picture, "originals_sha256": picture}
                     values |= {"parent_id": base, "parent_lambda_c": 0.015, "parent_lambda_d": 1.0} if base else {}
                     values["config_json"] = "{}"
@@ -216,7 +221,7 @@ def test_at_most_six_are_pinned_and_they_are_compared_with_the_encoders_own(page
     assert page.evaluate("document.getElementById('plot').data.at(-2).text") == list("ABCDEF")
     page.click("#unpin")
     assert page.locator("#pins .card").count() == 0
-    universal = page.evaluate("ALL.find((i) => T.parent[i] != null)")
+    universal = page.evaluate("ALL.find((i) => OF.parent[i] != null)")
     page.evaluate(f"togglePin({universal})")
     assert page.locator("#pins img.strip").count() == 3  # original, end-to-end, universal
     assert "mean ± s.d., 4 seeds" in page.inner_text("#pins")
@@ -343,6 +348,9 @@ def test_it_fits_every_screen(page: Any, width: int, height: int):
     plot = page.locator("#plot").bounding_box()
     assert plot["width"] > (0.85 if width < 800 else 0.25) * width
     assert page.locator("#plot .xaxislayer-above").bounding_box()["width"] <= plot["width"]
+    # The long names under its bars leave room for them.
+    height = "document.getElementById('gap')._fullLayout._size.h"
+    assert page.evaluate(f"(async () => {{ await drawGap(); return {height}; }})()") > 80
 
 
 def test_3d_opens_when_it_is_asked_for(page: Any):
@@ -411,6 +419,12 @@ def test_a_later_state_keeps_what_the_reader_chose(page: Any, store: Store):
     assert page.evaluate("document.getElementById('plot')._fullLayout.xaxis.range") == zoomed
 
 
+def test_what_is_the_same_in_a_later_state_is_left_alone(page: Any, store: Store):
+    page.evaluate("document.querySelector('#failures table').scrollMark = document.querySelector('#failures')")
+    page.evaluate("(text) => urcSweep.update(text)", report.data(report.read(store, ["study"]), linked=""))
+    assert page.evaluate("document.querySelector('#failures table').scrollMark != null")
+
+
 def test_the_browsers_attainment_surface_is_that_of_the_definition(page: Any):
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -431,8 +445,8 @@ def test_overlays_say_what_they_are_and_stand_where_they_are(page: Any, store: S
     told = page.inner_text("#key")
     assert "dashed: near-floor" in told
     assert "asterisk: bound, bound of this encoder, up to sampling of its cells" in told
-    assert "out of view: achievable, no bits" in told
-    assert "thin cross: worse than no bits at all" in told
+    assert "out of view: achievable, " in told
+    assert "thin cross: worse than zero rate" in told
     drawn = page.evaluate(
         """document.getElementById("plot").data.filter((trace) => trace.marker?.symbol === "asterisk-open")
              .flatMap((trace) => trace.x.map((x, k) => [x, trace.y[k]]))"""
@@ -442,6 +456,16 @@ def test_overlays_say_what_they_are_and_stand_where_they_are(page: Any, store: S
     assert rounded(drawn) == rounded(bounds[["mse", "cross_entropy"]].to_numpy())
     lines = page.evaluate("document.getElementById('plot').layout.shapes.map((shape) => shape.x0)")
     assert set(lines) == {0.03}
+    # They are within the view and not on its edge, on a log axis too, also where Plotly chooses it.
+    left = "(([low, high]) => [low, high - low])(document.getElementById('plot')._fullLayout.xaxis.range)"
+    for press, level in (
+        (chip(page, "seed", "3"), 0.03),
+        (page.locator("label[for=logx]"), math.log10(0.03)),
+        (chip(page, "seed", "3"), math.log10(0.03)),
+    ):
+        after(page, press.click)
+        low, width = page.evaluate(left)
+        assert 0.02 * width < level - low < 0.2 * width
     after(page, page.locator("label[for=overlays]").click)
     assert page.evaluate("document.getElementById('plot').layout.shapes.length") == 0
     assert "near-floor" not in page.inner_text("#key")
@@ -477,5 +501,143 @@ def test_a_canvas_draws_what_is_too_much_for_svg(page: Any):
         assert page.evaluate(inked) > 100
         page.evaluate("Plotly.relayout('plot', { 'xaxis.range': [1, 2] })")
         until(lambda: page.evaluate(inked) == 0, 5)
+        # On paper ink and accent are one colour: only pins have letters.
+        page.emulate_media(media="print")
+        said = page.evaluate(
+            """() => {
+              const pen = $("dots").getContext("2d"), said = [];
+              pen.fillText = (text) => said.push(String(text));
+              cursor = visible[0];
+              state.pins = [nameOf(visible[1])];
+              drawDots();
+              delete pen.fillText;
+              return said.filter(Boolean);
+            }"""
+        )
+        assert said == ["A"]
     finally:
         page.evaluate("DATA.svg_points = 3000")
+
+
+def test_metrics_may_have_any_name(page: Any, store: Store):
+    points = facts.fronts(facts.load(store, "study"))
+    for name in NAMESAKES:
+        after(page, lambda name=name: page.select_option("#y", name))
+        assert points_drawn(page) == rounded(points[["mse", name]].to_numpy())
+    assert "rate (less is better)" in page.inner_text("#y")
+    after(page, lambda: page.fill("#step", "1"))
+    assert len(points_drawn(page)) < len(points)
+    with page.expect_download() as caught:
+        page.click("#points-csv")
+    table = pd.read_csv(caught.value.path(), keep_default_na=False)
+    assert {*NAMESAKES, *facts.RATE, "parent_terms"} <= {*table.columns}
+    assert not [name for name in table.columns if name.endswith(".1")]  # pandas' word for a name that is there twice
+
+
+@contextmanager
+def written(chromium: Any, folder: Path, rows: list[dict[str, Any]], curve: Any = None) -> Iterator[Any]:  # noqa: F811
+    """Yield the page of these trials; all have a picture."""
+    picture = Store(folder / "store").put(_png(), ".png")
+    write(folder, [each | {"samples_sha256": picture, "originals_sha256": picture} for each in rows], curve=curve)
+    with opened(chromium, (folder / "report.html").as_uri(), accept_downloads=True) as page:
+        yield page
+
+
+def families() -> list[dict[str, Any]]:
+    """Return trials that only their encoder's settings, or a further term of their objective, set apart."""
+    bases = [row(0, "end_to_end"), row(1, "end_to_end"), row(2, "control", variant="random")]
+    rows, number = [*bases], 3
+    for base, variant, terms in ((1, "", []), (1, "", [("edges", 1.0)]), (1, "batch", []), (2, "", [])):
+        for weight in (0.0, 0.02, 0.01):
+            of = {"parent_id": bases[base]["trial_id"], "parent_lambda_c": bases[base]["lambda_c"], "variant": variant}
+            rows.append(row(number, "universal", **of) | {"lambda_c": weight, "weights": terms})
+            number += 1
+    return rows
+
+
+def test_it_says_whose_encoder_and_which_terms(chromium: Any, tmp_path: Path):  # noqa: F811
+    with written(chromium, tmp_path, families(), curve=[(1, "train", "loss", 0.5, 1.0)]) as page:
+        points = facts.fronts(facts.load(Store(tmp_path / "store"), "s"))
+        told = {each["trial_id"]: (gaps.weights(each), gaps.encoder(each)) for each in facts.records(points)}
+        encoders = sorted({encoder for _, encoder in told.values() if encoder})
+        assert len(encoders) == 4  # c 0.01, its decoders of another variant, the control, and decoders on that
+        assert sorted(page.locator("[data-filter=parent] label").all_inner_texts()) == encoders
+        # In the hover, the card and the table.
+        for number, (trial, (weights, encoder)) in enumerate(told.items()):
+            text, terms = page.evaluate(f"hover({number})"), weights.partition("edges")[1:]
+            assert (f"<br>encoder {encoder}<br>" in text) == bool(encoder)
+            assert "".join(terms) in text
+            page.evaluate(f"preview({number})")
+            card = page.inner_text("#preview dl >> nth=0")
+            assert (f"encoder\n{encoder}" in card, "edges 1" in card) == (bool(encoder), terms[0] == "edges")
+            assert trial[:12] in page.inner_html("#preview")
+        page.click("#listing summary")
+        rows = [line.split("\t")[3:5] for line in page.locator("#listing tbody tr").all_inner_texts()]
+        assert rows == [[weights, encoder] for weights, encoder in told.values()]
+        # Reconstructions: a heading for each family, and in each the weights as they grow.
+        lines = page.locator("#grid .group, #grid .line > span:first-child").all_inner_texts()
+        heads = [line for line in lines if "end-to-end" in line or "universal" in line or "control" in line]
+        assert len(heads) == len({*heads}) == 5
+        start = lines.index("universal, encoder c 0.01") + 1
+        series = [f"λc {weight:g}{terms}" for terms in ("", " edges 1") for weight in (0, 0.01, 0.02)]
+        assert [line.replace("\n", "").strip() for line in lines[start : start + 6]] == series
+        assert page.evaluate("new Set(OF.alike).size") == len(points)  # no trial is another's seed
+        # Decoders on a control can be switched off, and the link knows.
+        after(page, chip(page, "parent", "frozen control c 0.02 random, decoders plain").click)
+        assert page.inner_text("#count").startswith(f"{len(points) - 3} of")
+        link = page.evaluate("location.href")
+        with page.expect_download() as caught:
+            page.click("#points-csv")
+        assert sorted(pd.read_csv(caught.value.path())["terms"].dropna()) == ["edges 1"] * 3
+    assert "without-parent=" in link
+    with opened(chromium, link) as page:
+        assert page.inner_text("#count").startswith(f"{len(points) - 3} of")
+
+
+def test_a_sweep_that_trades_perception_says_so(chromium: Any, tmp_path: Path):  # noqa: F811
+    base = {"lambda_c": None, "cross_entropy": None, "val_cross_entropy": None}
+    rows = [
+        row(n, "end_to_end", **base, lambda_p=0.01 * n, sliced_w2=0.3 - 0.1 * n, val_sliced_w2=0.3 - 0.1 * n)
+        for n in (0, 1, 2)
+    ]
+    with written(chromium, tmp_path, rows, curve=[(1, "train", "loss", 0.5, 1.0)]) as page:
+        assert "3 on a front" in page.inner_text("#count")
+        assert "3 of 3 points chosen for fronts over MSE and sliced-w2" in page.inner_text("[data-part=trust]")
+        page.click("#listing summary")
+        assert [line.split("\t")[3] for line in page.locator("#listing tbody tr").all_inner_texts()] == [
+            "p 0",
+            "p 0.01",
+            "p 0.02",
+        ]
+        page.click("#ends summary")
+        assert page.locator("#ends tbody tr").inner_text().split("\t")[2] == "p 0"
+        page.locator("#training").scroll_into_view_if_needed()
+        until(lambda: page.evaluate("document.getElementById('curves').data?.length > 0"))
+        assert "p 0" in page.evaluate("document.getElementById('curves').data[0].text[0]")
+
+
+def test_long_seeds_stay_apart(chromium: Any, tmp_path: Path):  # noqa: F811
+    seeds = [2**60 + 1, 2**60 + 2, 123_456]  # the first two are the same number to a browser
+    rows = [row(n, "end_to_end", seed=seed) for n, seed in enumerate(seeds)]
+    with written(chromium, tmp_path, rows, curve=[(1, "train", "loss", 0.5, 1.0)]) as page:
+        page.click("#listing summary")
+        listed = [line.split("\t")[5] for line in page.locator("#listing tbody tr").all_inner_texts()]
+        assert sorted(map(int, listed)) == sorted(seeds)
+        assert "seed 123456" in page.inner_text("#grid h3")
+        after(page, chip(page, "seed", str(2**60 + 2)).click)
+        assert page.inner_text("#count").startswith("2 of 3")
+        page.click("#ends summary")
+        assert str(2**60 + 1) in page.inner_text("#ends tbody")
+
+
+def test_results_of_others_that_cannot_be_drawn_are_named(chromium: Any, store: Store, tmp_path: Path):  # noqa: F811
+    curves = [
+        exchange.Reference(name, {"bits_per_pixel": [0.1, 0.2], "psnr_db": [20.0, 22.0]}) for name in ("JPEG", "AVIF")
+    ]
+    curves.append(exchange.Reference("ours", {"mse": [0.04, 0.05], "cross_entropy": [2.0, 1.0]}))
+    report.write(store, "study", tmp_path / "r.html", "", references=curves)
+    with opened(chromium, (tmp_path / "r.html").as_uri()) as page:
+        told = page.inner_text("#key")
+        assert "grey: results of others, ours" in told
+        others = "results of others that are not over these axes: JPEG and 1 more, over bits_per_pixel, psnr_db"
+        assert others in told

@@ -54,13 +54,14 @@ def test_pending_trials_are_ready_or_blocked_by_what_they_need():
         ]
     )
     assert progress.states(table).tolist() == ["done", "running", "ready", "blocked", "blocked", "skipped", "paused"]
-    told = progress.stages(table, at(6)).set_index("stage")
-    assert list(told.index) == ["classifier", "end_to_end", "universal"]
-    counted = told[["trials", "done", "running", "ready", "blocked", "skipped", "failed", "paused"]]
-    assert counted.values.tolist() == [[2, 1, 1, 0, 0, 0, 0, 0], [2, 0, 0, 1, 1, 0, 0, 0], [3, 0, 0, 0, 1, 1, 0, 1]]
-    assert told.loc["classifier", "wall_s"] == 5
-    assert told.loc["classifier", "left_s"] == 4, "it began when the other one ended, a second ago"
-    assert math.isnan(told.loc["end_to_end", "left_s"]), "classifiers do not tell how long compressors take"
+    assert list(progress.counts(table, progress.states(table)).items()) == [
+        ("classifier", {"done": 1, "running": 1}),
+        ("end_to_end", {"ready": 1, "blocked": 1}),
+        ("universal", {"blocked": 1, "skipped": 1, "paused": 1}),
+    ]
+    assert progress.eta_s(table, at(6)) is None, "classifiers do not tell how long compressors take"
+    # It began when the other one ended, a second ago.
+    assert progress.eta_s(table[table["stage"] == "classifier"], at(6)) == 4
 
 
 def test_the_time_left_is_the_work_left_by_the_packs_that_were_at_work():
@@ -115,7 +116,7 @@ def test_nothing_is_said_of_a_stopped_sweep_and_nothing_is_left_of_a_finished_on
     assert progress.eta_s(frame([row("b")]), at(10)) is None
     assert progress.eta_s(frame([]), at(10)) == 0
     assert progress.pace(frame([])) is None
-    assert progress.stages(frame([]), at(10)).empty
+    assert progress.counts(frame([]), progress.states(frame([]))) == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"dataset": {"name": "mine"}, "train": {"batch_size": 9}}'])
@@ -140,6 +141,28 @@ def test_the_best_points_are_chosen_on_validation_and_read_on_test():
     assert table[["metric", "val", "value"]].values.tolist() == [["cross_entropy", 0.5, 0.6], ["mse", 0.03, 0.05]]
     assert table["trial_id"].tolist() == [rows[1]["trial_id"], rows[0]["trial_id"]]
     assert progress.best(facts_frame(rows[3:])).empty
+    # Where no objective classifies, what the critic is for is told instead.
+    rows = [point(None, (0.03, 1.0), (0.03, 1.0), lambda_p=p, val_sliced_w2=w2, sliced_w2=w2) for p, w2 in PERCEPTION]
+    table = progress.best(facts_frame(rows))
+    assert table[["metric", "value"]].values.tolist() == [["mse", 0.03], ["sliced_w2", 0.2]]
+
+
+PERCEPTION = ((0.0, 0.4), (0.01, 0.2))
+
+
+def test_the_reason_why_nothing_is_on_a_front_is_the_true_one():
+    from tests.show.test_facts import frame as facts_frame
+    from tests.show.test_facts import trial
+    from urc_sweep.show import facts
+
+    worse = [trial("end_to_end", seed, 0.1, (0.2, 1.0), (0.2, 1.0)) for seed in range(3)]
+    alone = [trial("joint", 0, 0.1, (None, None), (None, None))]
+    said = [progress.no_front(facts.fronts(facts_frame(rows))) for rows in ([], worse, alone)]
+    assert [why.partition(": ")[2] for why in said] == [
+        "no compressor is trained",
+        "all 3 finished trials are worse than the best constant image",
+        "no finished trial has a value on both axes",
+    ]
 
 
 SECONDS = st.floats(0, 1e5, allow_nan=False)
@@ -160,10 +183,8 @@ def test_no_time_is_negative_every_trial_is_counted_once_and_a_settled_sweep_tak
         links = {"parent_id": str(n // 2), "cached_from": None if own or n % 2 else "other"}
         rows.append(row(str(n + 1), stage, status, **links, **(times if ended else {})))
     table = frame(rows)
-    eta, told = progress.eta_s(table, at(now)), progress.stages(table, at(now))
+    eta, told = progress.eta_s(table, at(now)), progress.counts(table, progress.states(table))
     assert eta is None or 0 <= eta < math.inf
-    assert (told["left_s"].isna() | (told["left_s"] >= 0)).all()
-    assert told.drop(columns=["stage", "trials", "wall_s", "left_s"]).sum(axis=1).tolist() == told["trials"].tolist()
-    assert told["trials"].sum() == len(rows)
+    assert {stage: sum(own.values()) for stage, own in told.items()} == table["stage"].value_counts().to_dict()
     if not {status for status, *_ in trials} & {"running", "pending", "stopped"}:
         assert eta == 0

@@ -127,7 +127,7 @@ def test_nothing_half_written_is_left_behind(tmp_path: Path):
         ([row(1, "end_to_end", "diverged", error_message="nan")], "Every compressor that ran has failed"),
         ([row(1, "end_to_end")], "Only one trial is done: a point, not a front."),
         ([row(1, "end_to_end"), row(2, "end_to_end")], "nothing here speaks about universality"),
-        ([row(1, "end_to_end"), row(2, "end_to_end", val_mse=0.2)], "1 run is worse than the best constant image"),
+        ([row(1, "end_to_end"), row(2, "end_to_end", val_mse=0.2)], "1 run is worse than zero rate"),
     ],
 )
 def test_empty_and_partial_states_are_said_in_words(tmp_path: Path, rows: list[dict[str, Any]], said: str):
@@ -147,7 +147,7 @@ def test_what_the_script_draws_from_is_what_facts_say(tmp_path: Path):
     page = write(tmp_path, rows, curve=[(2, "train", "loss", 0.25, 1.0), (1, "train", "loss", 0.5, 1.0)])
     data = payload(page)
     assert data["trials"]["mse"] == pytest.approx([0.051, 0.052, 0.053])
-    assert data["trials"]["samples"] == [sha256, None, None]
+    assert data["of"]["samples"] == [sha256, None, None]
     assert data["images"] == {sha256: base64.b64encode(PNG).decode()}
     # Axes that are all null are not offered.
     assert list(data["axes"]) == ["mse", "cross_entropy", "rate_bits", "bits_per_pixel"]
@@ -156,7 +156,8 @@ def test_what_the_script_draws_from_is_what_facts_say(tmp_path: Path):
     assert floor | {"rate": 0, "at": {"mse": 0.03}} in data["overlays"]
     # C = .9 is met by the universal trial (.7): 100 * (.053 - .051) / .051 = 3.9 %; one seed carries no interval.
     assert "<td>+0.00200</td><td>+3.9</td><td>none under 3 seeds</td><td>1 of 1</td>" in page
-    assert "reference (0.1000, 2.0000 nats)" in page
+    assert "reference: the zero-rate point (0.1000, 2.0000 nats)" in page
+    assert not re.search("no bits|without bits|rate 0", page)
 
 
 def test_csv_holds_no_formula(tmp_path: Path):
@@ -171,3 +172,55 @@ def test_images_stop_at_the_budget_of_an_attachment(tmp_path: Path, monkeypatch:
     store = Store(tmp_path / "store")
     data = payload(report.render(dataclasses.replace(report.read(store, "s"), image=lambda sha256: PNG)))
     assert list(data["images"]) == [f"{0:064x}", f"{1:064x}"]
+
+
+def cells(page: str, table: str) -> list[list[str]]:
+    """Return the cells of the table whose file is called that, its headings first."""
+    body = page[: page.index(f'data-csv="{table}"')].rpartition("<table>")[2]
+    text = re.sub(r"</?sub>", "", body)
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", each) for each in rows]
+
+
+def column(page: str, table: str, name: str) -> list[str]:
+    head, *rows = cells(page, table)
+    return [each[head.index(name)] for each in rows]
+
+
+def test_collapsed_runs_are_in_no_mean(tmp_path: Path):
+    costs = (0.05, 0.06, 0.4)  # of the third seed, worse than the best constant image
+    rows = [row(1, "end_to_end", seed=seed) | {"mse": cost, "val_mse": cost} for seed, cost in enumerate(costs)]
+    rows.append(row(2, "control", variant="random", mse=0.5, val_mse=0.5, mse_centroid=0.08))
+    page = write(tmp_path, [each | {"trial_id": f"{n:064x}"} for n, each in enumerate(rows)])
+    assert column(page, "encoders", "MSE") == ["0.50000", "0.05500"]
+    assert column(page, "encoders", "seeds") == ["1 of 1", "2 of 3"]
+    assert column(page, "encoders", "MSE of best decoder")[0] == "0.08000"
+
+
+def test_further_terms_of_an_objective_tell_rows_apart(tmp_path: Path):
+    edges = {"weights": [("edges", 1.0)]}
+    bases = [row(n, "end_to_end") for n in (1, 2)] + [row(n, "end_to_end", **edges) for n in (3, 4)]
+    rows = [*bases]
+    for base in (bases[1], bases[3]):
+        of = {"parent_id": base["trial_id"], "parent_lambda_c": 0.02}
+        rows += [row(len(rows) + 1, "universal", **of), row(len(rows) + 2, "universal", **of)]
+    for base in bases:
+        base["lambda_c"] = 0.01 * (2 - int(base["trial_id"], 16) % 2)
+    page = write(tmp_path, rows)
+    assert {*column(page, "encoders", "further terms")} == {"", "edges 1"}
+    for table in ("penalties-cross_entropy", "hypervolumes"):
+        assert {*column(page, table, "encoder&#x27;s further terms")} == {"", "edges 1"}
+    assert {*column(page, "penalties-cross_entropy", "further terms")} == {"", "edges 1"}
+
+
+def test_failures_are_told_by_all_their_weights(tmp_path: Path):
+    lost = row(2, "end_to_end", "failed", error_message="no")
+    page = write(tmp_path, [row(1, "end_to_end"), lost | {"lambda_c": None, "lambda_p": 0.01}])
+    assert column(page, "failures", "weights") == ["p 0.01"]
+
+
+def test_the_trust_strip_names_every_code_and_the_axes_of_its_fronts(tmp_path: Path):
+    commits = ["0123456789abcdef" * 2, "fedcba9876543210" * 2]
+    page = write(tmp_path, [row(n, "end_to_end", git_sha=commits[n]) for n in (0, 1)])
+    assert "0123456789, fedcba9876<" in page
+    assert "2 of 2 points chosen for fronts over MSE and cross-entropy on the validation split" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -23,9 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from tests.show.test_facts import frame, trial
 from tests.show.test_gaps import decisive, run, save, two_sweeps
-from urc_sweep.show import terminal
+from urc_sweep.show import progress, terminal
 from urc_sweep.show.grid import Fitted, Plain
+from urc_sweep.store.lease import Lease
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")
@@ -113,6 +116,17 @@ def test_a_row_is_a_line_in_a_pipe_and_its_id_opens_the_trial(store, screen):
     assert {line.split()[-1] for line in ends} <= set(told)
 
 
+def test_trials_tell_further_terms_and_whose_decoders_have_settings_of_their_own(capsys):
+    rows = [trial("end_to_end", 0, 0.01, (0.04, 1.0), (0.04, 1.0), weights={"edges": 0.5}, variant="epochs 90")]
+    rows += [trial("universal", 0, 0.0, (0.05, 1.0), (0.05, 1.0), parent_id=rows[0]["trial_id"], parent_lambda_c=0.01)]
+    rows += [trial("classifier", 0, None, (0, 0), (0, 0), dim=None, levels=None, rate_bits=None)]
+    terminal.trials(frame(rows))
+    ends, on, classifier = capsys.readouterr().out.splitlines()[1:4]
+    assert re.search("end-to-end +\\(3,3\\) +epochs 90 +c 0.01 edges 0.5 ", ends)
+    assert re.search("universal +\\(3,3\\) +c 0.01 edges 0.5 epochs 90, decoders plain +c 0 ", on)
+    assert re.search(r"classifier +- +[\d.]+ +done", classifier)
+
+
 def test_trials_can_be_filtered_and_a_wrong_stage_is_one_line(store, screen, capsys):
     lines = screen("trials", "study", "--stage", "joint_decoder", "--store", store).lines
     assert sum("joint decoder" in " ".join(line.split()) or "joint" in line for line in lines) >= 24
@@ -149,6 +163,62 @@ def test_penalties_have_their_intervals_their_seeds_and_infeasible_as_a_word(sto
     text = " ".join(screen("penalty", "lone", "--store", store).lines)
     assert "infeasible" in text
     assert "under 3 seeds there is no interval" in text
+
+
+def test_what_carries_no_interval_is_told_by_the_seeds_that_have_a_value(store, screen):
+    """Three seeds are planned; only two have decoders, or reach any constraint."""
+    rows = [row for row in study() if row["stage"] in ("end_to_end", "universal")]
+    for row in rows:
+        row["status"] = "failed" if (row["stage"], row["seed"]) == ("universal", 2) else "done"
+    save(store, "two", rows)
+    text = " ".join(screen("penalty", "two", "--store", store).lines)
+    assert " 2/3" in text
+    assert "under 3 seeds there is no interval" in text
+
+
+def test_a_second_encoders_rate_is_told_apart_from_the_plain_one(store, screen):
+    rows = [trial("end_to_end", 0, 0.01, (0.04, 1.0), (0.04, 1.0))]
+    refined = {"rate_bits": rows[0]["rate_bits"] + 2 * math.log2(3), "parent_id": rows[0]["trial_id"]}
+    rows += [trial("refined", 0, 0.01, (0.03, 0.8), (0.03, 0.8), **refined)]
+    refined["rate_bits"] += 1
+    rows += [trial("refined", 0, 0.01, (0.02, 0.7), (0.02, 0.7), **refined)]
+    save(store, "rates", rows)
+    for view in ("trials", "frontier"):
+        told = "\n".join(screen(view, "rates", "--store", store, watched=False).lines)
+        assert re.findall(r"\(3,3\)(?: 7.925 bits| 8.925 bits)?", told)[:3] == [
+            "(3,3)",
+            "(3,3) 7.925 bits",
+            "(3,3) 8.925 bits",
+        ]
+    console = Plain(file=Screen(watched=False))
+    console.print(terminal._best(progress.best(frame(rows))))
+    assert [line.split("  ")[0] for line in console.file.lines[2:]] == [  # type: ignore[attr-defined]
+        "(3,3)",
+        "(3,3) 7.925 bits",
+        "(3,3) 8.925 bits",
+    ]
+
+
+def test_a_sweep_that_trades_perception_has_its_fronts_there(store, screen):
+    rows = [
+        trial("end_to_end", 0, None, (mse, 1.0), (mse, 1.0), lambda_p=p, val_sliced_w2=w2, sliced_w2=w2)
+        for mse, p, w2 in ((0.03, 0.0, 0.4), (0.04, 0.01, 0.2))
+    ]
+    save(store, "seen", rows)
+    lines = screen("frontier", "seen", "--store", store, watched=False).lines
+    assert lines[0].startswith("points on the (mse, sliced-w2) fronts")
+    assert lines[1].split()[5:8] == ["mse", "mse_se", "sliced_w2"]
+    assert [line.split()[-1] for line in lines[2:4]] == [row["trial_id"][:12] for row in rows]
+    console = Plain(file=Screen(watched=False))
+    console.print(terminal._best(progress.best(frame(rows))))
+    heads = console.file.lines[1]  # type: ignore[attr-defined]
+    assert re.search("least mse +trial +least sliced_w2 +trial", heads)
+
+
+def test_an_empty_front_says_why(store, screen):
+    save(store, "lost", [trial("end_to_end", 0, 0.1, (0.2, 1.0), (0.2, 1.0))])
+    text = " ".join(screen("frontier", "lost", "--store", store, watched=False).lines)
+    assert "no front: all 1 finished trials are worse than the best constant image" in text
 
 
 def test_a_hypervolume_is_printed_with_its_reference(store, screen):
@@ -289,6 +359,33 @@ def test_a_failed_trial_ends_with_its_traceback(tmp_path, screen):
             assert max(map(cell_len, lines)) <= 80
 
 
+def test_a_launch_of_another_host_is_alive_once_its_heart_was_seen(tmp_path, screen, monkeypatch):
+    from tests.store.build import Study
+
+    store = Study(tmp_path / "store").launch().store
+    (name,) = store.sweeps()
+    lease = Lease(store, name)
+    store.replace(store.layout.lease, lease._bytes())
+    (head, *_) = screen("status", "--store", store.root, watched=False).lines
+    assert head == f"{name}: running"
+    lease.mine |= {"host": "far\x1b[31m", "pid": 1}
+    store.replace(store.layout.lease, lease._bytes())
+    os.utime(store.layout.lease, (0, 1_767_268_800))
+    (head, *_) = screen("status", "--store", store.root, watched=False).lines
+    assert head == f"{name}: perhaps running on far\\x1b[31m, last sign of life 2026-01-01T12:00:00Z"
+    told = screen("status", "--json", "--store", store.root, watched=False).lines
+    assert json.loads("".join(told))["running"] is None
+    monkeypatch.setattr(terminal, "WATCH_S", 0.0)
+    seen = terminal._followed(store, name)
+    assert next(seen)[1].startswith("perhaps running on far")
+    lease.mine["beat"] += 1
+    store.replace(store.layout.lease, lease._bytes())
+    assert next(seen)[1] == "running"
+    monkeypatch.setattr(terminal, "EXPIRY_S", 0.0)
+    assert next(seen)[1] == "", "its heart stopped"
+    assert next(seen, None) is None
+
+
 def test_status_counts_by_stage(tmp_path, screen):
     from tests.store.build import Study
 
@@ -297,3 +394,10 @@ def test_status_counts_by_stage(tmp_path, screen):
     assert lines[0].endswith(": not running")
     assert lines[1].split()[:2] == ["stage", "pending"]
     assert terminal.stage_label("joint_decoder") == "joint decoder"
+
+
+def test_a_state_that_a_later_release_adds_is_shown_behind_ours():
+    counts = {"universal": {"paused": 1, "stopped": 2, "ready": 3, "oom": 4}}
+    assert terminal.by_stage(counts, "").names == ["stage", "ready", "stopped", "oom", "paused"]
+    told = terminal._gist(counts, "", None, None)
+    assert told == "not running, 0 of 10 done, 4 oom"

@@ -97,6 +97,12 @@ def test_a_query_reaches_no_file_and_cannot_switch_that_on(study, tmp_path, text
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
 
+def test_a_misspelt_column_is_one_line_with_the_choices(study):
+    with pytest.raises(SpecError, match=r'msee.*Candidate bindings.*"mse"') as caught:
+        query.sql(study.store, "select msee from trials")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_query_changes_nothing(study):
     before = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*")}
     for text in (

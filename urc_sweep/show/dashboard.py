@@ -25,9 +25,10 @@ from plotly.offline import get_plotlyjs
 from urc_sweep.errors import SpecError, StoreError, UrcSweepError, choices, printable
 from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import exchange, gaps, progress, report
+from urc_sweep.show.grid import STATES
 from urc_sweep.show.terminal import duration
 from urc_sweep.store.commits import Store
-from urc_sweep.store.lease import holder_of
+from urc_sweep.store.lease import EXPIRY_S, holder_of
 
 try:
     import dash
@@ -36,7 +37,7 @@ try:
     from werkzeug.exceptions import HTTPException
     from werkzeug.serving import WSGIRequestHandler, make_server
 except ModuleNotFoundError as missing:
-    raise SpecError(f"the dashboard needs {missing.name}: pip install 'urc-sweep[dashboard]'") from None
+    raise exchange.lacking(missing, "dashboard") from None
 
 POLL_S, SHARE = 1.0, 0.2
 # How many choices of sweeps are remembered, how many running trials are named, how many bytes a question may have.
@@ -68,7 +69,7 @@ CLIENT = (
 )
 
 
-class Shown:
+class Snapshot:
     """What pages of some sweeps show of one state of their tables, which ``report.source`` marks."""
 
     def __init__(self, read: report.Shown) -> None:
@@ -77,7 +78,7 @@ class Shown:
         left = {name: int(progress.states(rows).isin(progress.LEFT).sum()) for name, rows in frames}
         done = {name: f"{(rows['status'] == 'done').sum()} of {len(rows)} trials done" for name, rows in frames}
         self.sweeps = [(name, done[name], left[name], progress.eta_s(rows, self.made)) for name, rows in frames]
-        self.stages = [_stages(name, rows, self.made) for name, rows in frames if left[name]]
+        self.stages = [_stages(name, rows) for name, rows in frames if left[name]]
 
     @cached_property
     def text(self) -> str:
@@ -106,8 +107,9 @@ class Feed:
 
     def __init__(self, store: Store, references: Sequence[exchange.Reference]) -> None:
         self.store, self.references = store, references
-        self.known: dict[tuple[str, ...], Shown] = {}
+        self.known: dict[tuple[str, ...], Snapshot] = {}
         self.lock, self.rest_until = threading.Lock(), 0.0
+        self.heard: tuple[dict[str, Any] | None, float] = None, 0.0
 
     def changed(self, sweeps: Sequence[str]) -> tuple[str, float]:
         """Return a mark that is new once a table was replaced, and when one last was, in seconds since 1970."""
@@ -119,14 +121,21 @@ class Feed:
         mark = " ".join(f"{each.st_ino:x}.{each.st_mtime_ns:x}.{each.st_size:x}" for each in found)
         return mark, max(each.st_mtime for each in found)
 
-    def now(self, sweeps: tuple[str, ...]) -> Shown:
+    def running(self) -> str:
+        """Return the sweep whose launch runs, "" where none does: one whose heart does not beat any more is dead."""
+        holder, now = holder_of(self.store), time.monotonic()
+        if holder != self.heard[0]:
+            self.heard = holder, now
+        return str(holder.get("sweep")) if holder and now - self.heard[1] < EXPIRY_S else ""
+
+    def now(self, sweeps: tuple[str, ...]) -> Snapshot:
         """Return what to show; not quite the newest while that is being made, or was too lately for what it costs."""
         known = self.known.get(sweeps)
         if known and (self.lock.locked() or time.monotonic() < self.rest_until):
             return known
         mark, _ = self.changed(sweeps)
         if known is None or known.report.source != mark:
-            known = self.at_cost(lambda: Shown(report.read(self.store, sweeps, mark, self.references)))
+            known = self.at_cost(lambda: Snapshot(report.read(self.store, sweeps, mark, self.references)))
             self.known = dict([*self.known.items(), (sweeps, known)][-KEPT:])
         return known
 
@@ -198,7 +207,9 @@ class Dashboard(dash.Dash):  # type: ignore[misc]
     def index(self, *arguments: Any, **more: Any) -> Any:
         """Return the page of the sweeps in the address; without any, lead to an address that names them."""
         known, chosen = self.feed.store.sweeps(), _chosen(request.query_string.decode(errors="replace"))
-        if unknown := [name for name in chosen if name not in known] or ["yet"] * (not known):
+        if not known:
+            raise SpecError("the store holds no sweep yet")
+        if unknown := [name for name in chosen if name not in known]:
             raise SpecError(f"the store holds no sweep {', '.join(unknown):.80}; {choices(unknown[0], known)}")
         query = urlencode([("sweep", name) for name in self.sweeps or known[-1:]])
         return super().index(*arguments, **more) if chosen else redirect(f"/?{query}")
@@ -215,7 +226,7 @@ class Dashboard(dash.Dash):  # type: ignore[misc]
         sweeps, beat, same = _chosen(page[0]), time.time(), dash.no_update
         try:
             shown, (_, last) = self.feed.now(sweeps), self.feed.changed(sweeps)
-            status = shown.status((holder_of(self.feed.store) or {}).get("sweep", ""), last)
+            status = shown.status(self.feed.running(), last)
             if (source := shown.report.source) == mark:
                 return status, beat, *[same] * 5
             text = same if source == page[1] else self.feed.at_cost(lambda: shown.text)
@@ -234,14 +245,14 @@ def _layout() -> Any:
     return html.Div([html.Fieldset([html.Legend("sweeps"), picker]), *parts, tick], className="live")
 
 
-def _stages(name: str, trials: pd.DataFrame, now: datetime) -> Any:
+def _stages(name: str, trials: pd.DataFrame) -> Any:
     """Return a sweep's progress by stage, as bars with words beside them, and what is running."""
     rows: list[Any] = []
-    for row in progress.stages(trials, now).to_dict("records"):
-        counts = {state: row[state] for state in progress.STATES if row[state]}
+    for stage, own in progress.counts(trials, progress.states(trials)).items():
+        counts = {state: own[state] for state in STATES if state in own}
         bars = [html.I(className=state, style={"flexGrow": int(count)}) for state, count in counts.items()]
         words = ", ".join(f"{count} {state}" for state, count in counts.items())
-        rows += [html.Dt(stage_label(row["stage"])), html.Dd(html.Span(bars)), html.Dd(words)]
+        rows += [html.Dt(stage_label(stage)), html.Dd(html.Span(bars)), html.Dd(words)]
     running: Any = trials[trials["status"] == "running"].to_dict("records")
     told = "; ".join([*map(_trial, running[:RUNNING_SHOWN]), *["…"] * (len(running) > RUNNING_SHOWN)])
     return html.Div([html.Dl(rows), html.P(f"{name} now: {told}" if told else "", className="caption")])
@@ -284,7 +295,7 @@ def serve(store: Store, sweeps: Sequence[str], host: str, port: int, references:
     Werkzeug's threaded server comes with Dash and suffices for the few people who share one machine or tunnel.
     """
     own = [socket.gethostname().lower()] if host in ("0.0.0.0", "::", "") else []
-    app = Dashboard(Feed(store, [*map(exchange.references, references)]), sweeps, {"localhost", host.lower(), *own})
+    app = Dashboard(Feed(store, [*map(exchange.reference, references)]), sweeps, {"localhost", host.lower(), *own})
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -87,7 +87,7 @@ def _curve_name(row: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [stage_label(row["stage"]), row["variant"], weights]))
 
 
-def references(path: Path) -> Reference:
+def reference(path: Path) -> Reference:
     """Return the curve in a file of CompressAI's format (its published results, or an export of ours).
 
     Metrics named like ours are taken from our exports alone: another's ``mse`` is of 8-bit pixels.
@@ -144,12 +144,12 @@ def mlflow(store: Store, sweep: str, path: Path) -> Path:
     """
     # MLflow looks at it whenever something is about to be sent: this also holds where it is imported already.
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    client, entities, errors = (_need(f"mlflow.{name}") for name in ("tracking", "entities", "exceptions"))
-    event, pool = _need("sqlalchemy.event"), _need("sqlalchemy.pool").Pool
+    names = ("mlflow.tracking", "mlflow.entities", "mlflow.exceptions", "sqlalchemy.event", "sqlalchemy.pool")
+    client, entities, errors, event, pools = (_need(name, "mlflow") for name in names)
     database, images = path.resolve() / sweep / DATABASE, []
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        event.listen(pool, "connect", _unsynced)  # seven commits per trial, each synced, took 0.25 s
-        stack.callback(event.remove, pool, "connect", _unsynced)
+        event.listen(pools.Pool, "connect", _unsynced)  # seven commits per trial, each synced, took 0.25 s
+        stack.callback(event.remove, pools.Pool, "connect", _unsynced)
         tracking = client.MlflowClient(f"sqlite:///{scratch}/{DATABASE}")
         experiment = tracking.create_experiment(sweep, (database.parent / "artifacts").as_uri())
         for run in _runs(store, sweep):
@@ -188,8 +188,8 @@ def tensorboard(store: Store, sweep: str, path: Path) -> Path:
     One run per trial: training metrics by epoch and true time, final ones as ``final/*``, parameters for the HPARAMS
     tab, sample images.
     """
-    event, records = _need("tensorboard.compat.proto.event_pb2"), _need("tensorboard.summary.writer.record_writer")
-    hparams = _need("tensorboard.plugins.hparams.summary_v2")
+    names = ("compat.proto.event_pb2", "summary.writer.record_writer", "plugins.hparams.summary_v2")
+    event, records, hparams = (_need(f"tensorboard.{name}", "tensorboard") for name in names)
     folder, written = path / sweep, []
     for run in _runs(store, sweep):
         begin = hparams.hparams_pb(run.parameters | {"status": run.tags["status"]}, run.tags["trial_id"], run.start)
@@ -207,11 +207,17 @@ def tensorboard(store: Store, sweep: str, path: Path) -> Path:
     return folder
 
 
-def _need(module: str) -> Any:
+def lacking(error: ImportError, extra: str) -> SpecError:
+    """Return what to say where a package of an optional extra is missing."""
+    name = (error.name or extra).split(".")[0]
+    return SpecError(f"{name} is not installed: pip install '.[{extra}]' in the checkout of urc-sweep")
+
+
+def _need(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError:
-        raise SpecError("{0} is not installed: pip install 'urc-sweep[{0}]'".format(module.split(".")[0])) from None
+    except ImportError as error:
+        raise lacking(error, extra) from None
 
 
 @contextlib.contextmanager

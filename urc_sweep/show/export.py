@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import metadata, resources
 from typing import Any
 
@@ -29,6 +30,7 @@ from urc_sweep.maths.penalty import FEWEST_PAIRS, paired_interval
 from urc_sweep.maths.streams import FIXED_SEED
 from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import facts, figures, gaps
+from urc_sweep.show.exchange import lacking
 
 PIXELS: Mapping[str, float] = {
     "in": 96,
@@ -47,7 +49,7 @@ _TABLES: Mapping[str, tuple[str, str]] = {
     "gap": ("Gap of universality at matched {}, MSE per pixel", "constraint encoder decoder gap"),
     "hypervolume": ("Hypervolume of the fronts in (MSE per pixel, cross-entropy in nats)", "hypervolume"),
     "penalty": ("Distortion penalty at matched {}, MSE", "constraint mse_end_to_end mse_universal penalty"),
-    "points": ("Points on a front, MSE per pixel, cross-entropy in nats", "cross_entropy accuracy mse"),
+    "points": ("Points on a front in (MSE, {}), MSE per pixel, cross-entropy in nats", "cross_entropy accuracy mse"),
 }
 _NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{name}{{}}" for c, name in _NAMES.items()})
@@ -68,7 +70,7 @@ def pixels(option: str, size: str) -> float:
 
 def figure(trials: pd.DataFrame, kind: str, image: Callable[[str], bytes], at: str = "", **options: Any) -> go.Figure:
     """Return the figure of a kind, a name in ``figures``; ``options`` are those of the frontier."""
-    own: Mapping[str, Sequence[Any]] = {"images": [image], "gap": [at], "penalty": [at]}
+    own: Mapping[str, Sequence[Any]] = {"images": [image], "gap": [at, None, True], "penalty": [at]}
     draw: Callable[..., go.Figure] = getattr(figures, kind)
     return draw(trials, *own.get(kind, ()), **(options if kind == "frontier" else {}))
 
@@ -132,10 +134,15 @@ def printed(drawn: go.Figure, width: float) -> go.Figure:
     small = {"size": 8 * PIXELS["pt"], "color": "black"}
     axis = {"linecolor": "black", "linewidth": 0.7, "tickcolor": "black", "tickwidth": 0.7, "ticklen": 3}
     axis |= {"title_font": small, "title_standoff": 4, "showgrid": False}
-    page.update_xaxes(axis, tickangle=-90 if page.layout.barmode else None).update_yaxes(axis)
+    page.update_xaxes(axis, tickangle=-90 if page.layout.barmode and not page.layout.height else None).update_yaxes(
+        axis
+    )
     page.update_scenes({f"{letter}axis": {"title_font": small, "tickfont": small} for letter in "xyz"})
-    page.update_layout(font=small, showlegend=len(shown) > 1, height=0.72 * width + below)
+    page.update_layout(font=small, showlegend=len(shown) > 1, height=(page.layout.height or 0.72 * width) + below)
     page.update_layout(margin={"l": 8, "r": 8, "t": 18, "b": 34 + below})
+    for note in page.layout.annotations:
+        if note.y == 1 and 5.2 * len(note.text) > 0.8 * width:  # a column is narrow
+            note.text, page.layout.margin.t = note.text.replace("; ", ";<br>"), 30
     if page.layout.scene.camera.eye.x:  # room for the titles of its axes
         page.update_layout(scene_camera_eye={"x": 2.2, "y": 2.2, "z": 1.1}, height=0.9 * width + below)
     if page.layout.images:  # a grid: its labels stand beside it, and its height follows
@@ -185,7 +192,7 @@ def _kaleido(drawn: go.Figure, options: Mapping[str, Any]) -> bytes:
         import kaleido
         from kaleido import errors
     except ImportError as error:
-        raise ResourceError(f"export: figures need {error.name}: pip install 'urc-sweep[export]'") from None
+        raise lacking(error, "export") from None
     try:  # MathJax would come from a server
         return bytes(kaleido.calc_fig_sync(drawn, options, kopts={"mathjax": False, "proxy_server": NOWHERE}))
     except errors.ChromeNotFoundError:
@@ -202,17 +209,22 @@ def _kaleido(drawn: go.Figure, options: Mapping[str, Any]) -> bytes:
 
 
 def table(trials: pd.DataFrame, kind: str, at: str) -> pd.DataFrame:
-    """Return the table of a kind as ``facts`` and ``gaps`` have it."""
-    if kind in ("gap", "penalty"):
-        return (gaps.splits if kind == "gap" else gaps.penalties)(trials, at or gaps.matched_at(trials))
-    return {"encoders": facts.encoders, "hypervolume": facts.hypervolumes, "points": facts.fronts}[kind](trials)
+    """Return the table of a kind as ``facts`` and ``gaps`` have it; ``SpecError`` says why there is none."""
+    at = at or gaps.matched_at(trials)
+    reason = gaps.obstacle(trials, at) if kind in ("gap", "penalty") else None
+    made: dict[str, Callable[..., pd.DataFrame]] = {"encoders": facts.encoders, "hypervolume": facts.hypervolumes}
+    made |= {"gap": partial(gaps.splits, at=at), "penalty": partial(gaps.penalties, at=at)}
+    rows = (made | {"points": partial(facts.fronts, y=at)})[kind](trials)
+    if reason or rows.empty:
+        raise SpecError(f"export --table {kind}: {reason or 'nothing to show yet'}")
+    return rows
 
 
 def csv(rows: pd.DataFrame) -> str:
-    """Return CSV, numbers in full, in which no text cell is a formula to a spreadsheet; without nested columns."""
+    """Return CSV, numbers in full, in which no name and no text is a formula to a spreadsheet; no nested columns."""
     flat = rows.drop(columns=["weights", "metrics"], errors="ignore")
     safe = flat.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_no_formula))
-    return str(safe.to_csv(index=False))
+    return str(safe.rename(columns=_no_formula).to_csv(index=False))
 
 
 def _no_formula(value: Any) -> Any:
@@ -224,8 +236,9 @@ def latex(trials: pd.DataFrame, kind: str, at: str, source: str) -> str:
 
     Means over n seeds, with the 95 % interval of one column (none under three seeds). What came from data is escaped.
     """
-    (told, columns), rows = _TABLES[kind], table(trials, kind, at)
-    names, prefix = columns.split(), "gap_" if kind == "gap" else ""
+    (told, columns), rows, at = _TABLES[kind], table(trials, kind, at), at or gaps.matched_at(trials)
+    names = [*dict.fromkeys([*([at] if kind == "points" else []), *columns.split()])]
+    prefix = "gap_" if kind == "gap" else ""
     if kind not in ("gap", "penalty"):
         rows = _means(rows, names)
     lines = [[*("rate", "stage", "encoder", "weights"), *map(_tex, names), rf"95\% of {_tex(names[-1])}", "$n$"]]
@@ -242,9 +255,7 @@ def latex(trials: pd.DataFrame, kind: str, at: str, source: str) -> str:
         count = f"{seeds} of {row['of_seeds']}" if row.get("of_seeds", seeds) != seeds else str(seeds)
         lines.append([*map(_tex, [*words, gaps.weights(row)]), *values, interval, count])
     head, *body = (" & ".join(cells) + r" \\" for cells in lines)
-    caption = _tex(
-        f"{told}. {_CHOSEN} Sweep {source}.".replace("{}", (at or gaps.matched_at(trials)).replace("_", "-"))
-    )
+    caption = _tex(f"{told}. {_CHOSEN} Sweep {source}.".replace("{}", at.replace("_", "-")))
     start = rf"\begin{{table}}\centering\small\caption{{{caption}}}\begin{{tabular}}{{llll{'r' * (len(names) + 2)}}}"
     ending = r"\end{tabular}\end{table}"
     return "\n".join(
@@ -253,15 +264,21 @@ def latex(trials: pd.DataFrame, kind: str, at: str, source: str) -> str:
 
 
 def _means(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return one row per group of seeds: means over ``seeds`` of ``of_seeds``; of points, those that are on a front."""
-    known = ["sweep", *facts.RATE, "stage", *facts.PARENT, "variant", *facts.WEIGHTS]
-    keys = [rows[name] for name in known if name in rows]
-    shown = rows["on_front"] if "on_front" in rows else rows["stage"].notna()
+    """Return one row per group of seeds: means over ``seeds`` of ``of_seeds``.
+
+    Runs worse than zero rate are in no mean, but for controls, whose own decoder is untrained on purpose; of points,
+    those that are on a front are, and groups without any are no row.
+    """
+    known = ["sweep", *facts.RATE, "stage", *facts.PARENT, "variant", *facts.OBJECTIVE]
+    keys, listed = [rows[name] for name in known if name in rows], rows["stage"].notna()
+    shown = ~rows["worse_than_rate0"] | (rows["stage"] == "control") if "worse_than_rate0" in rows else listed
+    if "on_front" in rows:
+        shown = listed = rows["on_front"]
     grouped = rows[columns].where(shown).groupby(keys, dropna=False)
     told = [paired_interval(values.to_numpy(float), FIXED_SEED) for _, values in grouped[columns[-1]]]
     ends = pd.DataFrame(told, columns=["low", "high", "n"]).rename(columns={"n": "seeds"})
     means = pd.concat([grouped.mean().assign(of_seeds=grouped.size()).reset_index(), ends], axis=1)
-    return means.loc[shown.groupby(keys, dropna=False).any().to_numpy(dtype=bool)]
+    return means.loc[listed.groupby(keys, dropna=False).any().to_numpy(dtype=bool)]
 
 
 def _tex(text: str) -> str:

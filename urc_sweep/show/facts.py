@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from urc_sweep.maths.frontier import attainment, hypervolume, nondominated
 from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan import registry
+from urc_sweep.show.grid import FAILURES as FAILURES
 from urc_sweep.store import query
 from urc_sweep.store.commits import Store
 from urc_sweep.store.tables import LAMBDAS
@@ -48,8 +49,7 @@ RATE_AXES = frozenset({"rate_bits", "bits_per_pixel"})
 # Words of a metric's name. Those of plugins too: a table is read without the code that made it.
 LARGER_IS_BETTER = frozenset({"accuracy", "auc", "auroc", "f1", "iou", "psnr", "ssim"})
 
-STATUSES = ("done", "running", "pending", "stopped", "failed", "diverged", "oom", "skipped")
-FAILURES = ("failed", "diverged", "oom", "skipped")
+STATUSES = ("done", "running", "pending", "stopped", *FAILURES)
 RATE = ["dim", "levels", "rate_bits"]
 WEIGHTS = ["lambda_c", "lambda_d", "lambda_p"]
 OBJECTIVE = [*WEIGHTS, "terms"]  # trials that differ in these are no seeds of each other
@@ -61,7 +61,7 @@ FRONT = ["sweep", *RATE, "stage", "seed", "parent_id", "variant"]
 # Over an axis that is a rate it is of all rates; encoders of two rates are alike if they were trained alike.
 FRONT_OF_RATES = ["sweep", "stage", "seed", *PARENT, "variant"]
 SHARES = (0.25, 0.5, 0.75)  # of the seeds: what a band is between, and its middle
-# The point that no bits reach: MSE of the best constant image, H(S); of the test split.
+# The zero-rate point: MSE of the best constant image, H(S); of the test split.
 REFERENCE = ["reference_mse", "reference_cross_entropy"]
 _ANCHORS = dict(zip(REFERENCE, ["mse", "cross_entropy"], strict=True))
 # Whose weights a trial's decoder began with.
@@ -105,8 +105,8 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     )
     # Two warm starts are two settings, but the table's variant only says that they are warm.
     for row in np.flatnonzero((np.array(begun) >= 0) & (np.array(begun) != parents)):
-        told = [points.at[row, "variant"], f"from {_terms(points.at[begun[row], 'weights'], LAMBDAS.values())}"]
-        points.at[row, "variant"] = ", ".join(filter(None, told))
+        source = _terms(points["weights"].iloc[begun[row]], LAMBDAS.values())
+        points.loc[row, "variant"] = f"{points['variant'].iloc[row]}, from {source}".removeprefix(", ")
     for name in ("stage", "variant", "terms", "lambda_d", "mse_centroid", "config_json", "rate_bits"):
         missing = "" if name in ("stage", "variant", "terms") else np.nan
         points[f"parent_{name}"] = points[name].reindex(parents, fill_value=missing).array
@@ -200,7 +200,7 @@ def fronts(trials: pd.DataFrame, x: str = "mse", y: str = "cross_entropy") -> pd
 def hypervolumes(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the hypervolume of every front in (mse, cross_entropy), unit MSE x nats, of its points' test values.
 
-    The reference point is what no bits reach: (MSE of the best constant image, H(S)), of the test split; it is the
+    The reference is the zero-rate point: (MSE of the best constant image, H(S)), of the test split; it is the
     same for all fronts of a data set, so hypervolumes of one sweep may be compared. Missing reference: NaN.
     """
     points = fronts(trials)
@@ -241,7 +241,7 @@ def overlays(trials: pd.DataFrame) -> pd.DataFrame:
     """Return what theory and anchors say beside the points, test split: one row per ``overlay`` and ``metric``.
 
     ``kind`` is ``bound`` (what no decoder on an encoder that other decoders use can beat; ``overlay`` is the encoder's
-    trial id), ``near-floor`` (k-means at a rate; real against real) or ``achievable`` (what no bits reach). Rows of
+    trial id), ``near-floor`` (k-means at a rate; real against real) or ``achievable`` (the zero-rate point). Rows of
     one sweep and ``overlay`` are one place; ``RATE`` is missing where it is of no rate. Units as in ``AXES``.
     """
     points = compressors(trials)
@@ -256,7 +256,7 @@ def overlays(trials: pd.DataFrame) -> pd.DataFrame:
         ("bound", "bound of this encoder, up to sampling of its cells", encoder["trial_id"], encoder, _BOUNDS),
         ("near-floor", "k-means near-floor (not a bound)", codewords, each, {"mse_kmeans": "mse"}),
         ("near-floor", "real against real", "real", once, _REAL),
-        ("achievable", "no bits: best constant image, H(S)", "no bits", once.assign(rate_bits=0.0), _ANCHORS),
+        ("achievable", "zero rate: best constant image, H(S)", "zero rate", once.assign(rate_bits=0.0), _ANCHORS),
     ):
         told = table.assign(kind=kind, label=label, overlay=overlay)[[*keys, *names]].rename(columns=names)
         parts.append(told.melt(keys, var_name="metric").dropna(subset="value"))
@@ -286,10 +286,3 @@ def failures(trials: pd.DataFrame) -> pd.DataFrame:
     columns += ["error_type", "error_message", "host"]
     told = trials.assign(sweep=trials.get("sweep", ""))
     return told.loc[told["status"].isin(FAILURES), columns].reset_index(drop=True)
-
-
-def progress(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return how many trials of each stage (rows, in plan order) have each status (columns)."""
-    counts = trials.groupby(["stage", "status"], sort=False).size().unstack(fill_value=0)
-    known = [status for status in STATUSES if status in counts.columns]
-    return counts[known + [status for status in counts.columns if status not in known]]

@@ -1,4 +1,7 @@
-"""Plotly figures from facts, for notebooks, the dashboard and papers; the report's page draws the frontier alike.
+"""Plotly figures from facts, for notebooks and papers.
+
+The report's page shows ``penalty``, ``gap`` and ``surface`` as they are made here; frontier and curves it draws itself,
+alike: axes and filters must answer there at once.
 
 Invariant: what is drawn is a row of a table of ``facts`` or ``gaps``, and nothing between rows: fronts are steps. Seed
 bands and intervals need as many seeds as science says. Backgrounds are transparent and ink is a grey that reads on
@@ -11,6 +14,7 @@ from __future__ import annotations
 import base64
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
@@ -26,7 +30,7 @@ from urc_sweep.errors import SpecError, StoreError, choices
 from urc_sweep.maths.frontier import envelope
 from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan.spec import stage_label
-from urc_sweep.show import facts, gaps
+from urc_sweep.show import facts, gaps, progress
 
 if TYPE_CHECKING:
     from urc_sweep.show.exchange import Reference as Reference
@@ -64,24 +68,27 @@ def rate_label(dim: int, levels: int, bits: float) -> str:
 def frontier(
     trials: pd.DataFrame,
     x: str = "mse",
-    y: str = "cross_entropy",
+    y: str = "",
     log: Collection[str] = (),
     bands: bool = True,
     references: Sequence[Reference] = (),
 ) -> go.Figure:
     """Return the frontier over two metrics (columns of ``facts.AXES``), test values; ``log`` holds "x", "y" or both.
 
-    Colour is the rate, symbol the stage, its style the sweep; end-to-end points are outlined in black as in the paper.
-    Steps join the points that validation put on the front, one staircase per seed and frozen encoder; faint points are
-    on none, crosses are worse than rate 0. From three seeds on, with ``bands``, staircases make room for what a
+    Without ``y`` it is what the sweep trades for distortion (``gaps.matched_at``). Colour is the rate, symbol the
+    stage, its style the sweep; end-to-end points are outlined in black as in the paper. Steps join the points that
+    validation put on the front, one staircase per seed and frozen encoder (over rates: per seed); faint points are on
+    none, crosses are worse than zero rate. From three seeds on, with ``bands``, staircases make room for what a
     quarter, half (the line) and three quarters of the seeds reach. ``references`` are drawn in grey, only where both
     axes are among their metrics. Unknown axis: ``SpecError``.
     """
-    trials = facts.compressors(trials)
+    trials, y = facts.compressors(trials), y or gaps.matched_at(trials)
     known = {**facts.AXES, **facts.axes(trials)}
-    if unknown := [axis for axis in (x, y) if axis not in known]:
-        raise SpecError(f"axis {unknown[0]}: {choices(unknown[0], known)}")
-    points = facts.fronts(trials, x, y).dropna(subset=[x, y])
+    for letter, axis in (("x", x), ("y", y)):
+        if axis not in known:
+            raise SpecError(f"--{letter} {axis}: {choices(axis, known)}")
+    done = facts.fronts(trials, x, y)
+    points = done.dropna(subset=[x, y])
     figure = go.Figure(layout=_layout(known[x], known[y]))
     figure.update_layout({f"{letter}axis_type": "log" for letter in log})
     for curve, dash in zip(references, itertools.cycle(("dash", "dot", "dashdot")), strict=False):
@@ -89,14 +96,14 @@ def frontier(
             drawn = {"mode": "lines+markers", "marker_size": 4, "line": _line(GREY, dash)}
             figure.add_scatter(x=curve.values[x], y=curve.values[y], name=escape(curve.name), **drawn)
     if points.empty:
-        return _empty(figure, "no trial is done yet")
-    colours, sweeps = _colours(points), [*points["sweep"].unique()]
+        return _empty(figure, progress.no_front(done))
+    colours, sweeps = _colours(trials), [*points["sweep"].unique()]
     scatter = go.Scattergl if len(points) > SVG_POINTS else go.Scatter
     sane = points[~points["worse_than_rate0"]]
-    _overlays(figure, facts.overlays(trials), sane, (x, y))
+    _overlays(figure, trials, sane, (x, y))
     lost = len(points) - len(sane)
     if lost and len(sane):
-        _clip(figure, sane[[x, y]], f"crosses: {lost} worse than rate 0, may be outside")
+        _clip(figure, sane[[x, y]], f"crosses: {lost} worse than zero rate, may be outside")
     surfaces = facts.bands(trials, x, y) if bands else pd.DataFrame()
     for row, fronts, band in _families(points, surfaces, x, y):
         colour = colours.get(_rate(row), GREY)
@@ -138,7 +145,7 @@ def penalty(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = Non
         return _empty(figure, gaps.obstacle(trials, at) or "no penalty yet")
     figure.add_hline(0, line={"color": GREY, "width": 1})
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
-    colours, sweeps = _colours(table), [*table["sweep"].unique()]
+    colours, sweeps = _colours(trials), [*table["sweep"].unique()]
     words = sorted({_base(row, sweeps) for row in facts.records(table)})
     for group in _groups(table, gaps.BASE).values():
         rows = facts.records(group)
@@ -159,34 +166,58 @@ def penalty(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = Non
     return _seeds(figure, table.loc[~table["infeasible"], "seeds"], gaps.obstacle(trials, at))
 
 
-def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None) -> go.Figure:
+def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None, column: bool = False) -> go.Figure:
     """Return the same penalties split into what the base encoder lost and what decoders failed to learn, as bars.
 
     A bar per rate, base encoder and end-to-end weight; the two parts sum to the total exactly, below zero where they
     are negative; the whisker is the total's 95 % interval (none under three seeds). ``table``: ``gaps.splits`` of the
-    same, where it is known already. Unknown ``at``: ``SpecError``.
+    same, where it is known already. ``column``: in a column of a paper many bars lie, one below the other, and the
+    figure is as high as they need. Unknown ``at``: ``SpecError``.
     """
     at = at or gaps.matched_at(trials)
     table = (gaps.splits(trials, at) if table is None else table).dropna(subset=["gap"])
-    figure = go.Figure(layout=_layout("", "gap [MSE per pixel]") | {"barmode": "relative", "bargap": 0.35})
+    lies = column and len(table) > CROWDED
+    along, across = ("y", "x") if lies else ("x", "y")
+    figure = go.Figure(layout=_layout("", "") | {"barmode": "relative", "bargap": 0.35})
+    figure.update_layout({f"{across}axis_title_text": "gap [MSE per pixel]"})
     if table.empty:
         return _empty(figure, gaps.obstacle(trials, at) or "no gap to split: no universal front meets a constraint")
     rows, sweeps = facts.records(table), [*table["sweep"].unique()]
-    places = [
-        [f"{_rate(row)}<br>" + re.sub("(.{10,}?) (?=[a-zλ])", r"\1<br>", _base(row, sweeps)) for row in rows],
-        [_weights(row) for row in rows],
-    ]
+    places = _lines(figure, rows, sweeps) if lies else _columns(figure, rows, sweeps)
     for part, colour in PARTS.items():
         hatch = {"shape": "" if part == "encoder" else "/", "fillmode": "overlay", "fgcolor": "white", "size": 6}
-        told: Row = {"text": [_compared(row, at, part, f"{part}_") for row in rows], "hoverinfo": "text"}
-        marker = {"color": colour, "pattern": hatch}
-        figure.add_bar(x=places, y=table[part], name=f"{part}'s part", textposition="none", marker=marker, **told)
-    mean = {"symbol": "line-ew", "size": 14, "line": {"color": "black", "width": 2}}
+        told: dict[str, Any] = {"text": [_compared(row, at, part, f"{part}_") for row in rows], "hoverinfo": "text"}
+        told |= {"name": f"{part}'s part", "marker": {"color": colour, "pattern": hatch}, "textposition": "none"}
+        figure.add_bar(**{along: places, across: table[part], "orientation": "h" if lies else "v", **told})
+    mean = {"symbol": "line-ns" if lies else "line-ew", "size": 14, "line": {"color": "black", "width": 2}}
     told = {"text": [_compared(row, at, "gap", "gap_") for row in rows], "hoverinfo": "text", "name": "whole gap"}
-    figure.update_xaxes(tickangle=-90 if len(rows) > CROWDED else None)
-    whisker = _interval(rows, "gap", "gap_", "black")
-    figure.add_scatter(x=places, y=table["gap"], error_y=whisker, mode="markers", marker=mean, **told)
+    told |= {"mode": "markers", "marker": mean, f"error_{across}": _interval(rows, "gap", "gap_", "black")}
+    figure.add_scatter(**{along: places, across: table["gap"], **told})
     return _seeds(figure, table["gap_seeds"], gaps.obstacle(trials, at))
+
+
+def _columns(figure: go.Figure, rows: Sequence[Row], sweeps: Sequence[str]) -> list[list[str]]:
+    """Return the places of bars side by side, by group and weight."""
+    figure.update_xaxes(tickangle=-90 if len(rows) > CROWDED else None)
+    bases = [re.sub("(.{10,}?) (?=[a-zλ])", r"\1<br>", _base(row, sweeps)) for row in rows]
+    return [[f"{_rate(row)}<br>{base}" for row, base in zip(rows, bases, strict=True)], [*map(_weights, rows)]]
+
+
+def _lines(figure: go.Figure, rows: Sequence[Row], sweeps: Sequence[str]) -> list[float]:
+    """Return the places of bars one below the other, headed by rate and base encoder; as high as their words need."""
+    places, labels, group, bottom = list[float](), list[str](), "", 0.0
+    for row in rows:
+        head, label = _wrapped(f"{_rate(row)}, {_encoder(row, sweeps)}", 54), _wrapped(gaps.weights(row), 20)
+        if head != group:
+            group, beside = head, {"xref": "paper", "xanchor": "right", "yanchor": "top", "align": "right"}
+            figure.add_annotation(x=1, y=bottom, text=f"<b>{head}</b>", showarrow=False, **beside)
+            bottom += 1.4 + head.count("<br>")
+        high = 1 + label.count("<br>")
+        places, labels, bottom = [*places, bottom + high / 2], [*labels, label], bottom + high
+    figure.update_xaxes(zeroline=True, zerolinecolor=GREY)
+    figure.update_yaxes(range=[bottom, 0], tickvals=places, ticktext=labels)
+    figure.update_layout(height=16 * bottom + 60)
+    return places
 
 
 def surface(trials: pd.DataFrame) -> go.Figure:
@@ -196,15 +227,15 @@ def surface(trials: pd.DataFrame) -> go.Figure:
     seeds on, what half of them reach): between rates nothing was trained, so nothing is drawn.
     """
     z = gaps.matched_at(trials)
-    points = facts.fronts(trials, "mse", z).dropna(subset=["mse", z]).query("on_front")
-    figure = go.Figure(layout=_layout("", ""))
+    done = facts.fronts(trials, "mse", z)
+    points, figure = done.dropna(subset=["mse", z]).query("on_front"), go.Figure(layout=_layout("", ""))
     if points.empty:
-        return _empty(figure, "no trial is done yet")
+        return _empty(figure, progress.no_front(done))
     axis = {"color": INK, "gridcolor": GREY, "showbackground": False, "zeroline": False}
     columns = {"x": "rate_bits", "y": "mse", "z": z}
     scene = {f"{letter}axis": axis | {"title": {"text": facts.AXES[name]}} for letter, name in columns.items()}
     figure.update_layout(scene={**scene, "camera_eye": {"x": 1.6, "y": 1.6, "z": 0.8}}, margin={"l": 0, "r": 0, "b": 0})
-    colours, sweeps = _colours(points), [*points["sweep"].unique()]
+    colours, sweeps = _colours(trials), [*points["sweep"].unique()]
     half = 0.1 * float(min(np.diff(np.sort(points["rate_bits"].unique())), default=1.0))
     for row, fronts, _ in _families(points.query("stage == 'end_to_end'"), facts.bands(trials, "mse", z), "mse", z):
         colour = colours[_rate(row)]
@@ -229,8 +260,7 @@ def surface(trials: pd.DataFrame) -> go.Figure:
 def curves(trials: pd.DataFrame, curves: pd.DataFrame, metric: str = "loss", split: str = "train") -> go.Figure:
     """Return training curves of one metric and split: colour is the rate, dash the stage, one line per trial."""
     figure, shown = go.Figure(layout=_layout("epoch", f"{metric} ({split})")), set[str]()
-    points = facts.compressors(trials).drop_duplicates("trial_id")
-    colours = _colours(points)
+    points, colours = facts.compressors(trials).drop_duplicates("trial_id"), _colours(trials)
     chosen = curves[(curves["metric"] == metric) & (curves["split"] == split)].sort_values("epoch", kind="stable")
     lines = dict(list(chosen.drop_duplicates(["trial_id", "epoch"]).groupby("trial_id")))
     for row in facts.records(points[points["trial_id"].isin(lines.keys())]):
@@ -299,7 +329,8 @@ def _families(
     bands = _groups(surfaces, keys) if len(surfaces) else {}
     for key, group in _groups(points[points["on_front"]], keys).items():
         row = facts.records(group.head(1))[0] | ({} if rates else {"rate_bits": np.nan})
-        tables = [table for _, table in group.groupby(["seed", "parent_id"], dropna=False)]
+        apart = ["seed", *(["parent_id"] if rates else [])]  # each rate has an encoder of its own
+        tables = [table for _, table in group.groupby(apart, dropna=False)]
         fronts, band = [envelope(sign * table[[x, y]].to_numpy(float)) for table in tables], np.empty((0, 2))
         if key in bands:
             shares = [bands[key].loc[bands[key]["share"] == share, ["x", "y"]] for share in facts.SHARES]
@@ -325,10 +356,10 @@ def _clip(figure: go.Figure, points: pd.DataFrame, told: str) -> None:
     _note(figure, told)
 
 
-def _overlays(figure: go.Figure, table: pd.DataFrame, points: pd.DataFrame, axes: tuple[str, str]) -> None:
+def _overlays(figure: go.Figure, trials: pd.DataFrame, points: pd.DataFrame, axes: tuple[str, str]) -> None:
     """Draw what theory and anchors say: a corner where both axes are known, else a line across the points."""
+    table, colours = facts.overlays(trials), _colours(trials)
     spans = {axis: (points[axis].min(), points[axis].max()) for axis in axes}
-    colours = _colours(points)
     rates = {(row["sweep"], _rate(row)): row for row in facts.records(points)}
     several, table = table["sweep"].nunique() > 1, table[table["metric"].isin(axes)]
     values = table["metric"] + table["value"].astype(str)
@@ -362,8 +393,9 @@ def _line(colour: str, dash: str | None = None, width: float = 1.2) -> dict[str,
     return {"color": colour, "width": width} | ({"dash": dash} if dash else {})
 
 
-def _colours(points: pd.DataFrame) -> dict[str, str]:
-    """Return the colour of each rate, lowest first."""
+def _colours(trials: pd.DataFrame) -> dict[str, str]:
+    """Return the colour of each rate of a sweep, lowest first: the same in all its figures, and in its report."""
+    points = facts.compressors(trials)
     rates = map(_rate, facts.records(points.sort_values(facts.RATE[::-1])[facts.RATE].drop_duplicates()))
     return dict(zip(rates, itertools.cycle(PALETTE), strict=False))
 
@@ -379,8 +411,12 @@ def _name(row: Row, sweeps: Sequence[str]) -> str:
 
 def _base(row: Row, sweeps: Sequence[str]) -> str:
     """Return in words whose encoder a front is on; Plotly reads text as HTML, so what came from data is escaped."""
-    words = _subscripts(gaps.encoder(row))
-    told = (f"encoder {words}" if row["parent_stage"] else words, escape(row["sweep"]) if len(sweeps) > 1 else "")
+    return _subscripts(_encoder(row, sweeps))
+
+
+def _encoder(row: Row, sweeps: Sequence[str]) -> str:
+    words = gaps.encoder(row)
+    told = (f"encoder {words}" if row["parent_stage"] else words, row["sweep"] if len(sweeps) > 1 else "")
     return ", ".join(filter(None, told))
 
 
@@ -393,12 +429,18 @@ def _subscripts(text: str) -> str:
     return re.sub(r"\b([dcp]) (?=\d)", r"λ<sub>\1</sub> ", escape(text))
 
 
+def _wrapped(text: str, most: int) -> str:
+    """Return such text in lines of at most so many letters, a weight whole."""
+    lines = textwrap.wrap(re.sub(r" (?=\d)", "\N{NO-BREAK SPACE}", text), most, break_long_words=False)
+    return "<br>".join(_subscripts(line.replace("\N{NO-BREAK SPACE}", " ")) for line in lines)
+
+
 def _hover(row: Row, *axes: str) -> str:
     lines = [_name(row, [""]), _base(row, []), _weights(row)]
     lines += [f"seed {row['seed']}, trial {escape(str(row['trial_id'])[:12])}"]
     wanted = dict.fromkeys((*axes, "mse", "cross_entropy", "accuracy"))
     lines += [f"{name} = {row[name]:.5g}" for name in wanted if pd.notna(row.get(name))]
-    return "<br>".join(filter(None, [*lines, "worse than rate 0, on no front" if row["worse_than_rate0"] else ""]))
+    return "<br>".join(filter(None, [*lines, "worse than zero rate, on no front" if row["worse_than_rate0"] else ""]))
 
 
 def _compared(row: Row, at: str, value: str, prefix: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan.spec import stage_label
-from urc_sweep.show import facts, figures, gaps
+from urc_sweep.show import facts, figures, gaps, progress
 
 # A mail attachment: what is past these stays in the store, and the page says so.
 TABLE_ROWS = 500
@@ -30,6 +30,8 @@ HEADINGS = {
     "reference_cross_entropy": "reference [nats]",
     "parent_stage": "encoder's stage",
     "parent_variant": "encoder's variant",
+    "parent_terms": "encoder's further terms",
+    "terms": "further terms",
     "lambda_d": "λ_d",
     "lambda_c": "λ_c",
     "lambda_p": "λ_p",
@@ -41,6 +43,7 @@ Cell = Callable[[Mapping[str, Any]], str]
 def written(
     trials: pd.DataFrame,
     points: pd.DataFrame,
+    at: str,
     costs: Mapping[str, Mapping[str, pd.DataFrame]],
     tables: Mapping[str, pd.DataFrame],
     trace: Callable[[str], str],
@@ -48,13 +51,14 @@ def written(
 ) -> dict[str, str]:
     """Return the page's words and tables by slot.
 
-    ``costs``: by what is matched, the tables ``penalties`` and ``splits``; ``tables``: the others, by name;
-    ``trace``: a trial's traceback; ``verified``: what a check of the store said, "" where none was made.
+    ``points`` knows the fronts over MSE and ``at``. ``costs``: by what is matched, the tables ``penalties`` and
+    ``splits``; ``tables``: the others, by name; ``trace``: a trial's traceback; ``verified``: what a check of the store
+    said, "" where none was made.
     """
     return {
         "subtitle": _subtitle(trials),
         "state": _state(trials, points),
-        "trust": _trust(trials, points, verified),
+        "trust": _trust(trials, points, at, verified),
         "penalties": _costs(points, costs, tables["rate_penalties"]),
         "hypervolumes": _hypervolumes(tables["hypervolumes"]),
         "encoders": _encoders(tables["encoders"]),
@@ -80,7 +84,7 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
     """Return what a reader must know before believing the figures: empty and partial states, in plain words."""
     trials, points = (table.drop_duplicates("trial_id") for table in (trials, points))
     notes = []
-    waiting = int(trials["status"].isin(["pending", "running", "stopped"]).sum())
+    waiting = int((~trials["status"].isin(["done", *facts.FAILURES])).sum())
     failed = int(trials["status"].isin(facts.FAILURES).sum())
     if waiting:
         notes.append(f"Not finished: {waiting} of {len(trials)} trials are still to come. All below is preliminary.")
@@ -93,7 +97,7 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
         notes.append("No universal trial is done, so nothing here speaks about universality.")
     worse = int(points["worse_than_rate0"].sum())
     if worse:
-        notes.append(f"{_runs(worse)} worse than the best constant image: crosses in the figure, on no front.")
+        notes.append(f"{_runs(worse)} worse than zero rate (the best constant image): thin crosses, on no front.")
     if failed and not points.empty:
         notes.append(f"{_runs(failed)} without a result, listed under Failures.")
     return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
@@ -103,19 +107,20 @@ def _runs(count: int) -> str:
     return "1 run is" if count == 1 else f"{count} runs are"
 
 
-def _trust(trials: pd.DataFrame, points: pd.DataFrame, verified: str) -> str:
+def _trust(trials: pd.DataFrame, points: pd.DataFrame, at: str, verified: str) -> str:
     trials, points = (table.drop_duplicates("trial_id") for table in (trials, points))
-    ran = trials[trials["status"] == "done"]
-    stages = facts.progress(trials).iterrows()
-    finished = [f"{stage_label(str(name))} {row.get('done', 0)}/{row.sum()}" for name, row in stages]
-    chosen = f"{int(points['on_front'].sum())} of {len(points)} points chosen for fronts on the validation split"
+    ran = trials[trials["status"] == "done"].assign(git_sha=trials["git_sha"].str[:10])
+    stages = progress.counts(trials, trials["status"])
+    finished = [f"{stage_label(name)} {own.get('done', 0)}/{sum(own.values())}" for name, own in stages.items()]
+    members = f"{int(points['on_front'].sum())} of {len(points)} points"
+    chosen = f"{members} chosen for fronts over MSE and {_words(at)} on the validation split"
     entries = {
         "done": ", ".join(finished),
         "failed": str(int(trials["status"].isin(facts.FAILURES).sum())),
         "seeds": _distinct(trials[trials["dim"].notna()], "seed"),
         "precision": _distinct(trials, "precision"),
         "protocol": _distinct(trials, "protocol"),
-        "code": ", ".join(filter(None, (_distinct(ran, "code_version"), _distinct(ran, "git_sha")[:10]))),
+        "code": ", ".join(filter(None, (_distinct(ran, "code_version"), _distinct(ran, "git_sha")))),
         "torch": _distinct(ran, "torch_version"),
         "machine": " on ".join(filter(None, (_distinct(ran, "device"), _distinct(ran, "host")))),
         "store": f"verified: {verified}" if verified else "not verified; `report --verify` does",
@@ -158,15 +163,14 @@ def _base(table: pd.DataFrame) -> dict[str, Cell]:
         **_varying(table, "sweep"),
         "rate": rate_cell,
         "encoder λ_c": _number("parent_lambda_c", "g"),
-        **_varying(table, "parent_lambda_d", "parent_lambda_p"),
-        **_varying(table, "stage", "parent_stage", "parent_variant", "variant"),
+        **_varying(table, *facts.ENCODER[1:], "stage", "parent_stage", "parent_variant", "variant"),
     }
 
 
 def _at(table: pd.DataFrame, at: str) -> dict[str, Cell]:
     weight = ("λ_c", "lambda_c") if gaps.CONSTRAINTS[at] == "lambda_c" else ("λ_p", "lambda_p")
-    others = {"lambda_d", "lambda_p", "lambda_c"} - {weight[1]}
-    return {f"at {weight[0]}": _number(weight[1], "g"), **_varying(table, *sorted(others))}
+    others = [name for name in facts.OBJECTIVE if name != weight[1]]
+    return {f"at {weight[0]}": _number(weight[1], "g"), **_varying(table, *others)}
 
 
 def _penalties(table: pd.DataFrame, at: str) -> str:
@@ -245,8 +249,8 @@ def _hypervolumes(table: pd.DataFrame) -> str:
     keys = ["sweep", *facts.RATE, "stage", *facts.PARENT, "variant", *facts.REFERENCE]
     every = table.groupby(keys, dropna=False)["hypervolume"].agg(mean="mean", n="size", each=list).reset_index()
     references = every[facts.REFERENCE].drop_duplicates()
-    one = "({:.4f}, {:.4f} nats)".format(*references.iloc[0]) if len(references) == 1 else "each data set's own"
-    caption = f"Hypervolume in (MSE, cross-entropy), reference {one}"
+    one = " ({:.4f}, {:.4f} nats)".format(*references.iloc[0]) if len(references) == 1 else ", each data set's own"
+    caption = f"Hypervolume in (MSE, cross-entropy), reference: the zero-rate point{one}"
     columns: dict[str, Cell] = {
         **_varying(every, "sweep"),
         "rate": rate_cell,
@@ -264,22 +268,25 @@ def _encoders(table: pd.DataFrame) -> str:
     if table.empty:
         return '<p class="empty">No end-to-end trial is done yet.</p>'
     values = ["mse", "mse_centroid", "latent_label_entropy", "latent_accuracy", "index_entropy_bits"]
-    groups = table.groupby(["sweep", *facts.RATE, "stage", "variant", *facts.WEIGHTS], dropna=False)
-    mean = groups[values].mean().assign(seeds=groups.size()).reset_index()
+    keys = ["sweep", *facts.RATE, "stage", "variant", *facts.OBJECTIVE]
+    # A collapsed run would drag the means along. A random control's own decoder is untrained on purpose.
+    sound = ~table["worse_than_rate0"] | (table["stage"] == "control")
+    groups = table[keys].join(table.loc[sound, values]).assign(sound=sound).groupby(keys, dropna=False)
+    mean = groups[values].mean().assign(seeds=groups["sound"].sum(), of_seeds=groups.size()).reset_index()
     columns: dict[str, Cell] = {
         **_varying(mean, "sweep"),
         "rate": rate_cell,
         **_varying(mean, "stage", "variant"),
         "λ_c": _number("lambda_c", "g"),
-        **_varying(mean, "lambda_d", "lambda_p"),
+        **_varying(mean, "lambda_d", "lambda_p", "terms"),
         "MSE": _number("mse", ".5f"),
         "MSE of best decoder": _number("mse_centroid", ".5f"),
         "H(S|Z,U) [nats]": _number("latent_label_entropy", ".3f"),
         "latent accuracy": _number("latent_accuracy", ".3f"),
         "H(Z|U) [bits]": _number("index_entropy_bits", ".3f"),
-        "seeds": lambda row: str(row["seeds"]),
+        "seeds": _seeds,
     }
-    return table_of("Encoders, means over seeds", mean, columns, "encoders")
+    return table_of("Encoders, means over the seeds that are not worse than zero rate", mean, columns, "encoders")
 
 
 def _failures(table: pd.DataFrame, trace: Callable[[str], str]) -> str:
@@ -290,7 +297,7 @@ def _failures(table: pd.DataFrame, trace: Callable[[str], str]) -> str:
         **_varying(table, "sweep"),
         "stage": _stage(),
         "rate": lambda row: rate_cell(row) if pd.notna(row["dim"]) else DASH,
-        "λ_c": _number("lambda_c", "g"),
+        "weights": lambda row: gaps.weights(row) or DASH,
         "seed": lambda row: str(row["seed"]),
         "status": lambda row: str(row["status"]),
         "host": lambda row: str(row["host"]) if pd.notna(row["host"]) else DASH,

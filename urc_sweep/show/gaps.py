@@ -70,10 +70,13 @@ def weights(row: Mapping[str, Any], prefix: str = "") -> str:
 def encoder(row: Mapping[str, Any]) -> str:
     """Return in words whose encoder a universal front is on, and its settings where they are not the plain ones."""
     stage = str(row.get("parent_stage") or "").replace("end_to_end", "")
-    settings, own = row.get("parent_variant") or "", row.get("variant") or ""
+    known = map(row.get, ("parent_variant", "variant"))
+    settings, own = (word if isinstance(word, str) else "" for word in known)
     words = ["frozen" if stage and row["stage"] == "universal" else "", stage, weights(row, "parent_"), settings]
     told = " ".join(word for n, word in enumerate(words) if word and word not in words[:n])  # control random random
-    return f"{told}, decoders {own or 'plain'}" if told and own != settings else told or own
+    # A control's variant is its kind, which decoders do not share.
+    differ = own if row.get("parent_stage") == "control" else own != settings
+    return f"{told}, decoders {own or 'plain'}" if told and differ else told or own
 
 
 def matched_at(trials: pd.DataFrame) -> str:
@@ -353,6 +356,8 @@ def _planned(table: pd.DataFrame, trials: pd.DataFrame) -> list[int]:
 
     One that failed, collapsed or is still to come counts: without it, means would seem to be over all seeds.
     """
+    if table.empty:  # its columns have no types to merge by
+        return []
     every = compressors(trials)
     judges = every[every["stage"] == "end_to_end"]
     ends = ["sweep", *RATE, *OBJECTIVE]

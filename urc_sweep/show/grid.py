@@ -20,6 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from urc_sweep.errors import printable
+from urc_sweep.store.tables import FAILED
+
+# What a trial may be, in the order in which people are told. In tables, what is ready or blocked is ``pending``.
+LEFT = ("running", "ready", "blocked", "stopped")
+FAILURES = (*FAILED, "skipped")
+STATES = ("done", *LEFT, *FAILURES)
 
 # Words may be broken over lines where there is no room, numbers never.
 WORDS = frozenset("stage base weights arm explanation status profile_status rates key a b unit error".split())

@@ -18,11 +18,10 @@ import pandas as pd
 
 from urc_sweep.errors import SpecError
 from urc_sweep.plan.registry import find
+from urc_sweep.show.grid import LEFT as LEFT
+from urc_sweep.show.grid import STATES as STATES
 
-LEFT = ("running", "ready", "blocked", "stopped")
-STATES = ("done", *LEFT, "failed", "diverged", "oom", "skipped")
 NEEDS = ("parent_id", "classifier_id", "heldout_classifier_id")
-BEST = ("mse", "cross_entropy")
 RECENT = 50  # what ended last tells how fast it goes now
 
 
@@ -45,21 +44,6 @@ def states(trials: pd.DataFrame) -> pd.Series[str]:
 def counts(trials: pd.DataFrame, state: pd.Series[str]) -> dict[str, dict[str, int]]:
     """Return how many trials of each stage, in plan order, are in each state; what is not there is left out."""
     return {str(name): dict(Counter(own)) for name, own in state.groupby(trials["stage"], sort=False)}
-
-
-def stages(trials: pd.DataFrame, now: datetime) -> pd.DataFrame:
-    """Return one row per stage, in plan order: ``stage``, ``trials``, how many are in each state, and two times.
-
-    Columns of all ``STATES``, then of states that later releases add. ``wall_s``: median training time of its done
-    trials; ``left_s``: seconds of packs that its unfinished trials still need, as of ``now``; NaN where not known.
-    """
-    known = counts(trials, states(trials))
-    names = dict.fromkeys([*STATES, *(state for row in known.values() for state in row)])
-    table = pd.DataFrame([[row.get(name, 0) for name in names] for row in known.values()], [*known], [*names], "int64")
-    left = _left_s(trials, now).groupby(trials["stage"]).sum(skipna=False).reindex([*known], fill_value=0.0)
-    done = trials[trials["status"] == "done"].groupby("stage")["wall_s"].median()
-    table.insert(0, "trials", table.sum(axis=1))
-    return table.assign(wall_s=done, left_s=left).reset_index(names="stage")
 
 
 def eta_s(trials: pd.DataFrame, now: datetime) -> float | None:
@@ -99,18 +83,29 @@ def pace(trials: pd.DataFrame) -> Pace | None:
 
 
 def best(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return per rate, stage and metric of ``BEST`` the done trial with the least of it on validation.
+    """Return per rate, stage and metric the done trial with the least of it on validation.
 
-    Columns ``dim levels rate_bits stage metric trial_id``, its ``val`` and its test ``value``. Runs that validation
-    puts above the MSE of the best constant image are left out, as on fronts.
+    Metrics are the MSE and what the sweep trades for it (``gaps.matched_at``). Columns ``dim levels rate_bits stage
+    metric trial_id``, its ``val`` and its test ``value``. Runs that validation puts above the MSE of the best constant
+    image are left out, as on fronts.
     """
     from urc_sweep.show.facts import RATE, compressors
+    from urc_sweep.show.gaps import matched_at
 
     points, keys = compressors(trials[trials["status"] == "done"]), [*RATE, "stage", "metric"]
-    points = points[~points["worse_than_rate0"]]
-    each = pd.concat([points.assign(metric=name, val=points[f"val_{name}"], value=points[name]) for name in BEST])
+    points, names = points[~points["worse_than_rate0"]], ("mse", matched_at(trials))
+    each = pd.concat([points.assign(metric=name, val=points[f"val_{name}"], value=points[name]) for name in names])
     first = each[each["val"].notna()].sort_values("val", kind="stable").drop_duplicates(keys)
     return first.sort_values(keys, ignore_index=True)[[*keys, "trial_id", "val", "value"]]
+
+
+def no_front(points: pd.DataFrame) -> str:
+    """Return in words why none of these done trials, of ``facts.fronts``, is on a front."""
+    if points.empty:
+        return "no front yet: no compressor is trained"
+    if points["worse_than_rate0"].all():
+        return f"no front: all {len(points)} finished trials are worse than the best constant image"
+    return "no front: no finished trial has a value on both axes"
 
 
 def _ended(trials: pd.DataFrame) -> pd.DataFrame:

@@ -174,7 +174,8 @@ def _trace(store: Store, trial_id: str) -> str:
 
 def _content(shown: Shown, linked: str) -> _Content:
     every = facts.compressors(shown.trials)
-    points, first = facts.fronts(every), gaps.matched_at(every)
+    first = gaps.matched_at(every)
+    points = facts.fronts(every, "mse", first)  # what the page draws first
     costs = {at: {"penalties": gaps.penalties(every, at), "splits": gaps.splits(every, at)} for at in _traded(every)}
     costs = {at: tables for at, tables in costs.items() if at == first or len(tables["penalties"])}
     tables = {
@@ -198,7 +199,8 @@ def _content(shown: Shown, linked: str) -> _Content:
         "costs": {at: {name: _plotly(each) for name, each in pair.items()} for at, pair in drawn.items()},
         "surface": _plotly(figures.surface(every)),
     }
-    return _Content(fragments.written(shown.trials, points, costs, tables, shown.trace, shown.verified), payload)
+    words = fragments.written(shown.trials, points, first, costs, tables, shown.trace, shown.verified)
+    return _Content(words, payload)
 
 
 def _traded(trials: pd.DataFrame) -> list[str]:
@@ -220,29 +222,31 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
     pictures = {} if linked else _pictures(points, shown.image)
     known = {*points["samples_sha256"].dropna(), *points["originals_sha256"].dropna()} if linked else set(pictures)
     row_of = {name: index for index, name in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
-    columns: dict[str, list[Any]] = {
-        "trial_id": points["trial_id"].tolist(),
+    texts = ["trial_id", "variant", "terms", "parent_stage", "parent_variant", "parent_terms"]
+    columns: dict[str, list[Any]] = {name: points[name].tolist() for name in [*texts, "dim", "levels"]}
+    columns |= {"seed": list(map(_exact, points["seed"])), "worse_than_rate0": points["worse_than_rate0"].tolist()}
+    weights = [*facts.WEIGHTS, *(f"parent_{name}" for name in facts.WEIGHTS)]
+    values = [*weights, *axes, *(f"val_{axis}" for axis in axes), "mse_se"]
+    columns |= {name: _numbers(points[name]) for name in values}
+    # Beside the columns of facts, not among them: a plugin's metric may have any name that none of those has.
+    of: dict[str, list[Any]] = {
         "sweep": [shown.sweeps.index(name) for name in points["sweep"]],
         "stage": [stages.index(name) for name in points["stage"]],
         "rate": [number[key] for key in points[facts.RATE].itertuples(index=False, name=None)],
-        "variant": points["variant"].tolist(),
-        "seed": points["seed"].tolist(),
         "parent": [row_of.get(key) for key in zip(points["sweep"], points["parent_id"], strict=True)],
-        "worse_than_rate0": points["worse_than_rate0"].tolist(),
+        "encoder": [gaps.encoder(row) for row in facts.records(points[[*gaps.ENCODED, "variant"]])],
     }
-    weights = [*facts.WEIGHTS, "parent_lambda_c", "parent_lambda_p"]
-    values = [*weights, *axes, *(f"val_{axis}" for axis in axes), "mse_se"]
-    columns |= {name: _numbers(points[name]) for name in values}
     # Which points compete for a front, and which fronts differ by their seed alone; the same over rates.
     trained = [key for key in facts.FRONT_OF_RATES if key != "seed"]
     groups = {"front": facts.FRONT, "rate_front": facts.FRONT_OF_RATES, "band": [*trained, *facts.RATE]}
-    groups |= {"rate_band": trained, "alike": [*trained, *facts.RATE, *facts.WEIGHTS]}
-    columns |= {name: _codes(points, keys) for name, keys in groups.items()}
+    groups |= {"rate_band": trained, "alike": [*trained, *facts.RATE, *facts.OBJECTIVE]}
+    of |= {name: _codes(points, keys) for name, keys in groups.items()}
     for key in ("samples", "originals"):
-        columns[key] = [sha256 if sha256 in known else None for sha256 in points[f"{key}_sha256"]]
+        of[key] = [sha256 if sha256 in known else None for sha256 in points[f"{key}_sha256"]]
     return {
         "sweeps": list(shown.sweeps),
         "trials": columns,
+        "of": of,
         "axes": axes,
         "larger": list(filter(facts.larger_is_better, axes)),
         "rate_axes": list(facts.RATE_AXES),
@@ -340,9 +344,12 @@ def _curves(
             "sweep": shown.sweeps.index(row["sweep"]),
             "stage": stages.index(row["stage"]),
             "rate": number[tuple(row[name] for name in facts.RATE)],
+            "weights": gaps.weights(row),
+            "encoder": gaps.encoder(row),
+            "seed": _exact(row["seed"]),
+            "status": row["status"],
             "values": values[row["sweep"], row["trial_id"]],
         }
-        | {name: _plain(row[name]) for name in ("seed", "lambda_c", "parent_lambda_c", "status")}
         for row in facts.records(kept)
         if (row["sweep"], row["trial_id"]) in values
     ]
@@ -353,6 +360,11 @@ def _numbers(column: pd.Series[Any], digits: int = DIGITS) -> list[float | None]
     style = f"%.{digits}g"
     values = column.to_numpy(float)
     return [float(style % value) if abs(value) < float("inf") else None for value in values.tolist()]
+
+
+def _exact(seed: int) -> int | str:
+    """Return a seed as a browser can tell it from others: its numbers have 53 bits."""
+    return int(seed) if abs(seed) <= 2**53 else str(seed)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,9 @@ from urc_sweep.plan.registry import find as component
 from urc_sweep.plan.spec import COMPRESSORS, Sweep, protocol_of, stage_label
 from urc_sweep.plan.trials import Trial, trains_critic
 from urc_sweep.run.launch import Launch
-from urc_sweep.show.grid import Fitted, Plain, number
+from urc_sweep.show.grid import FAILURES, LEFT, STATES, Fitted, Plain, number
 from urc_sweep.store.commits import Store
-from urc_sweep.store.lease import EXPIRY_S, holder_of
+from urc_sweep.store.lease import EXPIRY_S, holder_of, process
 from urc_sweep.store.tables import METRICS, Projection
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
     from urc_sweep.show.progress import Pace
 
-STATES = ("done", "running", "ready", "blocked", "failed", "diverged", "oom", "skipped")
 # Seconds of one step of 64 images at width 1 on one core, and how it falls with width: for estimates only.
 STEP_S, WIDTH_POWER = 0.115, 1.2
 CRITIC_FACTOR = 2.0  # of a critic, which takes every second step
 ARTIFACT_MB = 6.0
-WATCH_S = 1.0
+WATCH_S, TIME = 1.0, "%Y-%m-%dT%H:%M:%SZ"
+KNOWN = {"running": True, "": False}  # else it is not known whether a launch lives
 
 
 def name_of(trial: Trial) -> str:
@@ -45,10 +46,16 @@ def name_of(trial: Trial) -> str:
     if trial.stage == "classifier":
         told.append(str(trial.config["network"]["name"]))
     if trial.rate:
-        told.append(f"({trial.rate.dim},{trial.rate.levels})")
+        told.append(rate_of(trial.rate.dim, trial.rate.levels, trial.rate_bits))
     told += [f"{term} {weight:g}" for term, weight in trial.weights.items()]
     told += [f"of {len(trial.objectives)} decoders"] if trial.stage == "joint" else []
     return " ".join([*told, f"seed {trial.seed}"])
+
+
+def rate_of(dim: float, levels: float, bits: float | None) -> str:
+    """Return the paper's pair of a rate; with its bits where it has more than those, of a second encoder."""
+    more = bits is not None and abs(bits - dim * math.log2(levels)) > 1e-6
+    return f"({dim:g},{levels:g})" + (f" {bits:.4g} bits" if more else "")
 
 
 def plan(sweep: Sweep, trials: list[Trial], missing: list[Trial]) -> None:
@@ -178,7 +185,7 @@ def ending(launch: Launch) -> None:
 def status(store: Store, name: str, as_json: bool) -> None:
     """Print a sweep's trials by stage and status."""
     projection, running = Projection(store, name), list[str]()
-    if live := (holder_of(store) or {}).get("sweep") == name:
+    if live := _life(store, holder_of(store), name):
         from urc_sweep.store.query import published_running  # brings pandas: half a second
 
         running = published_running(store, name)
@@ -187,9 +194,21 @@ def status(store: Store, name: str, as_json: bool) -> None:
     for trial in projection.trials:
         counts.setdefault(trial.stage, Counter())[statuses[trial.id]] += 1
     if as_json:
-        print(json.dumps({"sweep": name, "running": live, "stages": counts}))
+        print(json.dumps({"sweep": name, "running": KNOWN.get(live), "stages": counts}))
     else:
-        Plain().print(by_stage(counts, f"{name}: {'running' if live else 'not running'}"))
+        Plain().print(by_stage(counts, f"{name}: {live or 'not running'}"))
+
+
+def _life(store: Store, holder: Mapping[str, Any] | None, name: str) -> str:
+    """Return in words whether the lease's holder runs a sweep, "" if not: of another host only its heart can tell."""
+    if holder is None or holder.get("sweep") != name:
+        return ""
+    here, last = process(os.getpid()), 0.0
+    if all(holder.get(key) == here[key] for key in ("host", "boot_id")):
+        return "running"
+    with contextlib.suppress(OSError):  # it may have ended meanwhile
+        last = store.layout.lease.stat().st_mtime
+    return f"perhaps running on {holder.get('host')}, last sign of life {datetime.fromtimestamp(last, UTC):{TIME}}"
 
 
 def watch(store: Store, name: str, as_json: bool) -> int:
@@ -211,28 +230,32 @@ def watch(store: Store, name: str, as_json: bool) -> int:
                     live.update(Group(by_stage(counts, head), best), refresh=True)
                 elif (counts, running) != said:
                     said = counts, running
-                    told = {"sweep": name, "running": running, "stages": progress.counts(frame, frame["status"])}
+                    told: dict[str, Any] = {"sweep": name, "running": KNOWN.get(running)}
+                    told |= {"stages": progress.counts(frame, frame["status"])}
                     told |= {"eta_s": eta, "trials_per_minute": speed and speed.trials_per_minute}
-                    console.print(json.dumps(told) if as_json else f"{now:%Y-%m-%dT%H:%M:%SZ} {head}")
+                    console.print(json.dumps(told) if as_json else f"{now:{TIME}} {head}")
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _followed(store: Store, name: str) -> Iterator[tuple[pd.DataFrame, bool]]:
-    """Yield the trials table and whether the sweep runs, again and again; last once it does not.
+def _followed(store: Store, name: str) -> Iterator[tuple[pd.DataFrame, str]]:
+    """Yield the trials table and in words whether the sweep runs, again and again; last once it does not ("").
 
     The table is read when it was replaced. Looking takes at most a tenth of a core, however large the sweep.
     """
     from urc_sweep.show import facts
 
-    path, read, holder, beat = store.layout.trials_table(name), 0, None, 0.0
+    path, read, holder, beat, running = store.layout.trials_table(name), 0, None, 0.0, ""
     while True:
         began = time.monotonic()
         # Who holds the lease is asked first: after its last sign of life the table is whole.
         if (now := holder_of(store)) != holder:
-            holder, beat = now, began
-        running = (holder or {}).get("sweep") == name and began - beat < EXPIRY_S
+            beats = holder is not None and now is not None and holder.get("token") == now.get("token")
+            holder, beat, running = now, began, _life(store, now, name)
+            running = "running" if running and beats else running
+        elif began - beat >= EXPIRY_S:
+            running = ""
         if (written := path.stat().st_mtime_ns) != read:
             read, frame = written, facts.load(store, name)
         yield frame, running
@@ -241,12 +264,12 @@ def _followed(store: Store, name: str) -> Iterator[tuple[pd.DataFrame, bool]]:
         time.sleep(max(WATCH_S, 9 * (time.monotonic() - began)))
 
 
-def _gist(counts: Mapping[str, Mapping[str, int]], running: bool, eta: float | None, speed: Pace | None) -> str:
+def _gist(counts: Mapping[str, Mapping[str, int]], running: str, eta: float | None, speed: Pace | None) -> str:
     """Return in a line how far a sweep is."""
     total = sum(map(Counter, counts.values()), Counter[str]())
-    left = sum(total[state] for state in ("running", "ready", "blocked", "stopped"))
-    told = ["running" if running else "not running" if left else "finished", f"{total['done']} of {total.total()} done"]
-    told += [f"{total[state]} {state}" for state in ("failed", "diverged", "oom", "skipped") if total[state]]
+    left = any(total[state] for state in LEFT)
+    told = [running or ("not running" if left else "finished"), f"{total['done']} of {total.total()} done"]
+    told += [f"{total[state]} {state}" for state in FAILURES if total[state]]
     told += [f"about {duration(eta)} left"] if eta is not None else []
     told += [f"{speed.trials_per_minute:.3g} trials/min"] if speed else []
     told += [f"{speed.steps_per_s:.3g} steps/s"] if speed and math.isfinite(speed.steps_per_s) else []
@@ -255,32 +278,33 @@ def _gist(counts: Mapping[str, Mapping[str, int]], running: bool, eta: float | N
 
 def _best(points: pd.DataFrame) -> Group:
     """Return the table of the best points so far, a row per rate and stage."""
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for row in points.to_dict("records"):
-        place = found.setdefault((f"({row['dim']},{row['levels']})", stage_label(row["stage"])), {})
-        place[row["metric"]] = [number(row["value"], "#.4g"), row["trial_id"][:12]]
-    rows = [
-        [*key, *(c for name in ("mse", "cross_entropy") for c in cells.get(name, ["-", "-"]))]
-        for key, cells in found.items()
-    ]
-    names = ["rate", "stage", "least mse", "trial", "least cross_entropy", "trial"]
+    rows, metrics = list[list[str]](), ["mse", *({*points["metric"]} - {"mse"})]
+    key: Any
+    for key, group in points.groupby(["dim", "levels", "rate_bits", "stage"]):
+        best = {row["metric"]: [number(row["value"], "#.4g"), row["trial_id"][:12]] for row in group.to_dict("records")}
+        cells = [cell for name in metrics for cell in best.get(name, ["-", "-"])]
+        rows.append([rate_of(*key[:3]), stage_label(key[3]), *cells])
+    names = ["rate", "stage", *(word for name in metrics for word in (f"least {name}", "trial"))]
     return Group(*([Fitted(names, rows, "best so far: chosen on validation, read on test")] if rows else []))
 
 
 def trials(frame: pd.DataFrame, stage: str | None = None, status: str | None = None) -> None:
     """Print one line per trial, of one stage or status if asked: stages in plan order, then by rate and weight."""
-    stages = dict(zip(frame["trial_id"], frame["stage"], strict=True))
+    from urc_sweep.show import facts
+
+    words = ["variant", "terms", "parent_stage", "parent_variant", "parent_terms"]
+    told = facts.compressors(frame).set_index("trial_id")[words]
+    frame = frame.drop(columns=words, errors="ignore").join(told, on="trial_id").fillna(dict.fromkeys(words, ""))
     for name, wanted in (("stage", stage), ("status", status)):
         known = list(dict.fromkeys(frame[name]))
         if wanted is not None and wanted not in known:
             raise SpecError(f"--{name} {wanted}: {choices(wanted, known)}")
         frame = frame if wanted is None else frame[frame[name] == wanted]
     place = {name: n for n, name in enumerate(dict.fromkeys(frame["stage"]))}
-    frame = frame.assign(parent_stage=frame["parent_id"].map(stages).fillna(""), trial=frame["trial_id"].str[:12])
     order = ["place", "rate_bits", "dim", "parent_lambda_c", "parent_lambda_p", "lambda_c", "lambda_p", "seed"]
     frame = frame.assign(place=frame["stage"].map(place)).sort_values(order, kind="stable", na_position="first")
     columns = "trial stage rate base weights seed status mse cross_entropy accuracy sliced_w2 wall_s error"
-    _grid("", frame.assign(error=frame["error_type"]), columns, "wall_s sliced_w2")
+    _grid("", frame.assign(trial=frame["trial_id"].str[:12], error=frame["error_type"]), columns, "wall_s sliced_w2")
 
 
 def find(store: Store, prefix: str) -> tuple[str, Trial]:
@@ -321,18 +345,20 @@ def show(store: Store, prefix: str) -> None:
 
 def frontier(frame: pd.DataFrame) -> None:
     """Print the points on the fronts, rate by rate, and the hypervolumes."""
-    from urc_sweep.show import facts
+    from urc_sweep.show import facts, gaps, progress
 
-    points, volumes = facts.fronts(frame), facts.hypervolumes(frame)
+    at = gaps.matched_at(frame)
+    points, volumes = facts.fronts(frame, "mse", at), facts.hypervolumes(frame)
     order = ["rate_bits", "dim", "stage", *facts.ENCODER, "variant", "seed", "mse"]
     front = points[points["on_front"]].sort_values(order)
-    title = "points on the (mse, cross-entropy) fronts: chosen on validation, read on test"
-    columns = "rate stage base weights seed mse mse_se cross_entropy accuracy sliced_w2 trial"
-    _grid(title, front.assign(trial=front["trial_id"].str[:12]), columns, "mse_se sliced_w2 trial accuracy")
-    title = "hypervolume [MSE x nats] below the best without bits: mse {0:.4g}, cross-entropy {1:.4g}"
+    title = f"points on the (mse, {at.replace('_', '-')}) fronts: chosen on validation, read on test"
+    further = [name for name in ("cross_entropy", "accuracy", "sliced_w2") if name != at]
+    columns = f"rate stage base weights seed mse mse_se {at} {' '.join(further)} trial"
+    _grid(title, front.assign(trial=front["trial_id"].str[:12]), columns, f"mse_se {further[-1]} trial {further[0]}")
+    title = "hypervolume [MSE x nats] below zero rate: mse {0:.4g}, cross-entropy {1:.4g}"
     _grid(title.format(*volumes[facts.REFERENCE].mean()), volumes, "rate stage base seed points hypervolume")
     if front.empty:
-        Plain().print("no front yet: no trial of a rate is done")
+        Plain().print(progress.no_front(points))
 
 
 def penalty(frame: pd.DataFrame, at: str = "") -> None:
@@ -349,7 +375,7 @@ def penalty(frame: pd.DataFrame, at: str = "") -> None:
     shown["penalty"] = rows["penalty"].astype(object).mask(rows["infeasible"], "infeasible")
     columns = f"rate base weights {at} mse_end_to_end mse_universal penalty interval % seeds"
     _grid(title, shown, columns, "mse_universal mse_end_to_end %")
-    few = rows["of_seeds"].max() < 3
+    few = rows["seeds"].max() < 3
     say("under 3 seeds there is no interval: single runs mean little" if few else "intervals: 95 %, over paired seeds")
     title = "where the gaps come from: gap = encoder (what the base lost: mse_centroid) + decoder (the rest)"
     _grid(title, gaps.splits(frame, at), "rate base weights gap encoder decoder seeds")
@@ -388,8 +414,10 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
 
     if name in ("base", "weights"):
         return gaps.encoder(row) if name == "base" else gaps.weights(row)
+    if name == "rate" and math.isnan(row["dim"]):
+        return "-"
     if name == "rate":
-        return "-" if math.isnan(row["dim"]) else f"({row['dim']:g},{row['levels']:g})"
+        return rate_of(*(row[key] for key in ("dim", "levels", "rate_bits"))).replace(" ", "\n", 1)
     if name == "seeds":
         return f"{row.get('seeds', row['of_seeds'])}/{row['of_seeds']}"
     if name == "stage":

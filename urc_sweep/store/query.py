@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import date, datetime, time
@@ -63,7 +64,9 @@ def sql(store: Store, text: str) -> pa.Table:
             raise SpecError("query: only questions are answered (SELECT, FROM, WITH, DESCRIBE, SUMMARIZE)")
         return answer.to_arrow_table()
     except duckdb.Error as error:
-        raise SpecError(f"query: {str(error).splitlines()[0]}") from None
+        lines = map(str.strip, str(error).splitlines()[:2])  # the second one may name candidates
+        told = itertools.takewhile(lambda line: line and not line.startswith("LINE "), lines)
+        raise SpecError(f"query: {' '.join(told)}") from None
 
 
 def frame(table: pa.Table) -> pd.DataFrame:

@@ -2,21 +2,13 @@
 // Thousands of points: SVG would take seconds to draw them, WebGL nearly as long without a GPU; a canvas takes milliseconds.
 // It lies over Plotly's axes, lines and bands, which stay what they are, and follows their zoom.
 
-let dots = []; // {rows, shape, colour, outline, opacity of a row}, in the order of drawing
+let dots = []; // {rows, shape, colour, edge, opacity of a row}, in the order of drawing
 
-const PATHS = {
-  circle: (pen, x, y, r) => pen.arc(x, y, r, 0, 2 * Math.PI),
-  square: (pen, x, y, r) => pen.rect(x - r, y - r, 2 * r, 2 * r),
-  diamond: (pen, x, y, r) => polygon(pen, x, y, [0, -1.3 * r, 1.3 * r, 0, 0, 1.3 * r, -1.3 * r, 0]),
-  "triangle-up": (pen, x, y, r) => polygon(pen, x, y, [0, -1.2 * r, 1.1 * r, 0.8 * r, -1.1 * r, 0.8 * r]),
-  cross: (pen, x, y, r) => (pen.rect(x - r, y - r / 3, 2 * r, r / 1.5), pen.rect(x - r / 3, y - r, r / 1.5, 2 * r)),
-  x: (pen, x, y, r) => polygon(pen, x, y, [0, -r / 2, r / 2, -r, r, -r / 2, r / 2, 0, r, r / 2, r / 2, r, 0, r / 2, -r / 2, r, -r, r / 2, -r / 2, 0, -r, -r / 2, -r / 2, -r]),
-  "x-thin": (pen, x, y, r) => (pen.moveTo(x - r, y - r), pen.lineTo(x + r, y + r), pen.moveTo(x + r, y - r), pen.lineTo(x - r, y + r)),
-};
-
-function polygon(pen, x, y, corners) {
-  for (let k = 0; k < corners.length; k += 2) pen[k ? "lineTo" : "moveTo"](x + corners[k], y + corners[k + 1]);
-  pen.closePath();
+// A marker's outline around the origin, as large as Plotly draws it with that radius.
+function outline(shape, radius) {
+  const path = new Path2D(), k = radius / 6;
+  path.addPath(new Path2D(OUTLINES[shape.replace("-open", "").replace("-dot", "")] ?? OUTLINES.square), new DOMMatrix([k, 0, 0, k, -8 * k, -8 * k]));
+  return path;
 }
 
 // Where a row's point is in the plot, in CSS pixels; on a log axis what is not positive has no place.
@@ -32,33 +24,27 @@ function drawDots() {
   const { at, width, height, of } = place(), scale = devicePixelRatio, radius = 3 * size();
   Object.assign(canvas, { width: width * scale, height: height * scale });
   Object.assign(canvas.style, { left: `${at.l}px`, top: `${at.t}px`, width: `${width}px`, height: `${height}px` });
-  pen.scale(scale, scale);
-  for (const { rows, shape, colour, outline, opacity } of dots) {
-    const hollow = shape.includes("-open"), dotted = shape.endsWith("-dot");
-    Object.assign(pen, { fillStyle: colour, strokeStyle: outline && !hollow ? outline : colour, lineWidth: outline || hollow ? 1.3 : 0.6 });
+  for (const { rows, shape, colour, edge, opacity } of dots) {
+    const hollow = shape.includes("-open"), dot = shape.endsWith("-dot") ? outline("circle", radius / 3) : null, path = outline(shape, radius);
+    Object.assign(pen, { fillStyle: colour, strokeStyle: edge && !hollow ? edge : colour, lineWidth: edge || hollow ? 1.3 : 0.6 });
     for (const i of rows) {
       const [x, y] = of(i);
       if (!(x > -9 && x < width + 9 && y > -9 && y < height + 9)) continue;
       pen.globalAlpha = opacity(i);
-      pen.beginPath();
-      (PATHS[shape.replace("-open", "").replace("-dot", "")] ?? PATHS.square)(pen, x, y, radius);
-      if (!hollow) pen.fill();
-      pen.stroke();
-      if (!dotted) continue;
-      pen.beginPath();
-      PATHS.circle(pen, x, y, radius / 3);
-      pen.stroke();
+      pen.setTransform(scale, 0, 0, scale, x * scale, y * scale);
+      if (!hollow) pen.fill(path);
+      pen.stroke(path);
+      if (dot) pen.stroke(dot);
     }
   }
-  const ring = (i, colour, radius) => {
+  const ring = (i, colour, radius, letter = "") => {
     Object.assign(pen, { globalAlpha: 1, strokeStyle: colour, fillStyle: colour, lineWidth: 2, textAlign: "center", font: `700 ${13 * size()}px ${css("--sans")}` });
     const [x, y] = of(i);
-    pen.beginPath();
-    PATHS.circle(pen, x, y, radius * size());
-    pen.stroke();
-    if (colour === css("--ink")) pen.fillText(LETTERS[state.pins.indexOf(nameOf(i))], x, y - 12 * size());
+    pen.setTransform(scale, 0, 0, scale, x * scale, y * scale);
+    pen.stroke(outline("circle", radius * size()));
+    pen.fillText(letter, 0, -12 * size());
   };
-  for (const i of pinnedRows()) if (visible.includes(i)) ring(i, css("--ink"), 8);
+  for (const i of pinnedRows()) if (visible.includes(i)) ring(i, css("--ink"), 8, LETTERS[state.pins.indexOf(nameOf(i))]);
   if (cursor != null && visible.includes(cursor)) ring(cursor, css("--accent"), 11);
 }
 

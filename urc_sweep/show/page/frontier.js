@@ -4,14 +4,17 @@
 let cursor = null, visible = [];
 
 const LETTERS = "ABCDEF";
-const stageOf = (i) => DATA.stages[T.stage[i]];
-const rateOf = (i) => DATA.rates[T.rate[i]];
+const stageOf = (i) => DATA.stages[OF.stage[i]];
+const rateOf = (i) => DATA.rates[OF.rate[i]];
+
+// The weights of a trial's objective: what is under its lambda, and how much; that of distortion where it is not 1.
+const weights = (i) => Object.entries(WEIGHTS).filter(([key]) => T[key][i] != null && !(key === "lambda_d" && T[key][i] === 1)).map(([key, name]) => [name, short(T[key][i])]);
+const objective = (i) => [...weights(i).flat(), T.terms[i]].filter(Boolean).join(" ");
 
 function describe(i) {
-  const weights = (names) => Object.entries(names).filter(([key]) => T[key][i] != null).map(([key, name]) => `λ<sub>${name}</sub> ${short(T[key][i])}`).join(", ");
-  const parent = weights(MORE_WEIGHTS), variant = T.variant[i] ? `${escapeText(T.variant[i])}, ` : "";
-  const sweep = severalSweeps() ? `${escapeText(DATA.sweeps[T.sweep[i]])}<br>` : "";
-  return `${sweep}${escapeText(stageOf(i).label)}, ${escapeText(rateOf(i).label)}<br>${weights(WEIGHTS)}${parent ? `<br>encoder ${parent}` : ""}<br>${variant}seed ${T.seed[i]}`;
+  const own = [...weights(i).map(([name, weight]) => `λ<sub>${name}</sub> ${weight}`), escapeText(T.terms[i])];
+  const told = [`${escapeText(stageOf(i).label)}, ${escapeText(rateOf(i).label)}`, own.filter(Boolean).join(", "), OF.encoder[i] && `encoder ${escapeText(OF.encoder[i])}`, `seed ${T.seed[i]}`];
+  return [severalSweeps() ? escapeText(DATA.sweeps[OF.sweep[i]]) : "", ...told].filter(Boolean).join("<br>");
 }
 
 const value = (axis, i) => `${escapeText(axis)} ${short(T[axis][i], 5)}${axis === "mse" && T.mse_se[i] != null ? ` ± ${short(T.mse_se[i], 2)} s.e.` : ""}`;
@@ -19,11 +22,11 @@ const value = (axis, i) => `${escapeText(axis)} ${short(T[axis][i], 5)}${axis ==
 // Every front among `rows` over two axes: who is on it (decided on val_*) and its corners (test values, minimised).
 function frontsOf(rows, x, y) {
   const over = DATA.rate_axes.includes(x) || DATA.rate_axes.includes(y);
-  const key = T[over ? "rate_front" : "front"], band = T[over ? "rate_band" : "band"];
+  const key = OF[over ? "rate_front" : "front"], band = OF[over ? "rate_band" : "band"];
   const sign = (axis) => (LARGER.has(axis) ? -1 : 1);
   const at = (prefix, i) => [x, y].map((axis) => (T[prefix + axis][i] == null ? null : sign(axis) * T[prefix + axis][i]));
   const fronts = groupBy(rows, (i) => key[i]).map((group) => {
-    // A seed whose runs are all worse than no bits counts, and attains nothing.
+    // A seed whose runs are all worse than zero rate counts, and attains nothing.
     const members = nondominated(group.filter((i) => !T.worse_than_rate0[i]).map((i) => [...at("val_", i), i])).map((p) => p[2]);
     return { first: group[0], band: band[group[0]], members, corners: nondominated(members.map((i) => at("", i))) };
   });
@@ -57,8 +60,8 @@ function drawFrontier() {
   const many = rows.length > DATA.svg_points, ink = css("--ink");
   const { fronts, back, over } = frontsOf(rows, x, y), members = new Set(fronts.flatMap((front) => front.members));
   const bands = on("bands") ? bandsOf(fronts) : [], banded = new Set(bands.map((band) => band.band));
-  const colour = (i) => (over ? css("--soft") : rateOf(i).colour), under = [], marks = [], keys = [];
-  const alike = (i) => `${over ? "" : T.rate[i]}/${T.stage[i]}/${T.sweep[i]}`, silent = { type: "scatter", mode: "lines", hoverinfo: "skip" };
+  const colour = (i) => (over ? css("--soft") : rateOf(i).colour), under = [], marks = [], keys = [], levels = { xaxis: [], yaxis: [] };
+  const alike = (i) => `${over ? "" : OF.rate[i]}/${OF.stage[i]}/${OF.sweep[i]}`, silent = { type: "scatter", mode: "lines", hoverinfo: "skip" };
   const drawn = (parts, first, style) => {
     const joined = parts.flatMap((part) => [...back(part), [null, null]]);
     under.push({ ...silent, x: xs(joined), y: ys(joined), ...style, line: { color: colour(first), dash: stageOf(first).dash, ...style.line } });
@@ -71,12 +74,12 @@ function drawFrontier() {
     drawn(group.map((front) => steps(front.corners)), group[0].first, { line: { width: 1.2 } });
   }
   dots = [];
-  for (const group of groupBy(rows, (i) => `${T.rate[i]}/${T.stage[i]}/${T.sweep[i]}`)) {
-    const outlined = stageOf(group[0]).name === "end_to_end", shape = stageOf(group[0]).symbol + DATA.suffixes[T.sweep[group[0]] % DATA.suffixes.length];
+  for (const group of groupBy(rows, (i) => `${OF.rate[i]}/${OF.stage[i]}/${OF.sweep[i]}`)) {
+    const outlined = stageOf(group[0]).name === "end_to_end", shape = stageOf(group[0]).symbol + DATA.suffixes[OF.sweep[group[0]] % DATA.suffixes.length];
     const opacity = (i) => (!members.has(i) ? 0.25 : banded.size ? 0.7 : 1), fill = rateOf(group[0]).colour;
     if (many) {
-      dots.push({ rows: group.filter((i) => !T.worse_than_rate0[i]), shape, colour: fill, outline: outlined ? ink : null, opacity });
-      dots.push({ rows: group.filter((i) => T.worse_than_rate0[i]), shape: "x-thin-open", colour: fill, outline: null, opacity });
+      dots.push({ rows: group.filter((i) => !T.worse_than_rate0[i]), shape, colour: fill, edge: outlined ? ink : null, opacity });
+      dots.push({ rows: group.filter((i) => T.worse_than_rate0[i]), shape: "x-thin-open", colour: fill, edge: null, opacity });
       continue;
     }
     marks.push({
@@ -93,9 +96,9 @@ function drawFrontier() {
   const picture = layout(DATA.axes[x] || "", DATA.axes[y] || "", rows.length ? "" : nothing);
   for (const [name, metric] of [["xaxis", x], ["yaxis", y]]) picture[name].type = log[metric] ? "log" : "linear";
   if (fronts.some((front) => front.corners.length > 1)) keys.push(bands.length ? `line and band: what half, and a quarter to three quarters, of the ${distinct(bands.map((band) => band.seeds)).join(" or ")} seeds attain` : "steps: fronts, one per seed");
-  if (rows.some((i) => T.worse_than_rate0[i])) keys.push("thin cross: worse than no bits at all");
-  if (on("overlays") && rows.length) under.unshift(...overlaid(rows, x, y, log, picture, keys), ...referred(x, y, keys));
-  frame(rows.filter((i) => !T.worse_than_rate0[i]), rows.length, { xaxis: [x, on("logx")], yaxis: [y, on("logy")] }, picture);
+  if (rows.some((i) => T.worse_than_rate0[i])) keys.push("thin cross: worse than zero rate");
+  if (on("overlays") && rows.length) under.unshift(...overlaid(rows, x, y, log, picture, keys, levels), ...referred(x, y, keys));
+  frame(rows.filter((i) => !T.worse_than_rate0[i]), rows.length, { xaxis: [x, on("logx")], yaxis: [y, on("logy")] }, levels, picture);
   visible = rows.sort((a, b) => T[x][a] - T[x][b] || T[y][a] - T[y][b]);
   const ring = { type: "scatter", mode: "markers+text", hoverinfo: "skip", textposition: "top center", textfont: { color: ink, weight: 700, size: 13 * size() } };
   const { places, letters } = many ? ringed(x, y, []) : ringed(x, y);
@@ -106,12 +109,12 @@ function drawFrontier() {
   return plotly("plot", [...under, ...marks, ...rings], picture);
 }
 
-// A run that is worse than no bits must not squeeze the others together: the view is theirs, zooming out shows all.
-function frame(sound, all, axes, picture) {
+// A run that is worse than zero rate must not squeeze the others together: the view is theirs, zooming out shows all.
+function frame(sound, all, axes, levels, picture) {
   if (state.zoom) [picture.xaxis.range, picture.yaxis.range] = [state.zoom.slice(0, 2), state.zoom.slice(2)];
   if (state.zoom || !sound.length || sound.length === all) return;
   for (const [name, [metric, log]] of Object.entries(axes)) {
-    const values = [...sound.map((i) => T[metric][i]), ...(picture[name].autorangeoptions?.include ?? [])].filter((v) => !log || v > 0).map((v) => (log ? Math.log10(v) : v));
+    const values = [...sound.map((i) => T[metric][i]), ...levels[name]].filter((v) => !log || v > 0).map((v) => (log ? Math.log10(v) : v));
     const low = Math.min(...values), high = Math.max(...values), room = 0.06 * (high - low) || 0.1 * Math.abs(high) || 1;
     picture[name].range = [low - room, high + room];
   }
@@ -119,18 +122,18 @@ function frame(sound, all, axes, picture) {
 
 // The figure in words, for who cannot see it.
 function spans(rows, x, y) {
-  const groups = groupBy(rows, (i) => `${T.rate[i]}/${T.stage[i]}`);
+  const groups = groupBy(rows, (i) => `${OF.rate[i]}/${OF.stage[i]}`);
   if (groups.length > 8 || !rows.length) return "";
   const span = (axis, group) => `${axis.replaceAll("_", " ")} ${distinct([Math.min, Math.max].map((end) => end(...group.map((i) => T[axis][i])))).map((end) => short(end, 3)).join(" to ")}`;
   return ` ${groups.map((group) => `${stageOf(group[0]).label} at ${rateOf(group[0]).label}: ${span(x, group)}, ${span(y, group)}`).join("; ")}.`;
 }
 
-function overlaid(rows, x, y, log, picture, keys) {
-  const traces = [], rates = new Set(rows.map((i) => T.rate[i])), parents = new Set(rows.map((i) => T.parent[i])), kinds = new Set(), away = [];
+function overlaid(rows, x, y, log, picture, keys, levels) {
+  const traces = [], rates = new Set(rows.map((i) => OF.rate[i])), parents = new Set(rows.map((i) => OF.parent[i])), kinds = new Set(), away = [];
   const sound = rows.filter((i) => !T.worse_than_rate0[i]);
   const ends = Object.fromEntries(Object.entries(extent(sound.length ? sound : rows, x, y)).map(([name, found]) => [name === "x" ? x : y, found]));
   const near = (axis, at) => at > ends[axis][0] - 0.5 * (ends[axis][1] - ends[axis][0]) && at < ends[axis][1] + 0.5 * (ends[axis][1] - ends[axis][0]);
-  const sweeps = new Set(rows.map((i) => T.sweep[i])), label = (each) => (severalSweeps() ? `${DATA.sweeps[each.sweep]}: ${each.label}` : each.label);
+  const sweeps = new Set(rows.map((i) => OF.sweep[i])), label = (each) => (severalSweeps() ? `${DATA.sweeps[each.sweep]}: ${each.label}` : each.label);
   const wanted = DATA.overlays.filter((each) => sweeps.has(each.sweep) && (each.of == null ? each.rate == null || rates.has(each.rate) : parents.has(each.of)));
   const bounds = wanted.filter((each) => each.of != null).length, crowded = bounds > MAX_BOUNDS;
   if (crowded) kinds.add(`bounds of ${bounds} encoders are left out: filter to ${MAX_BOUNDS} or fewer`);
@@ -155,18 +158,25 @@ function overlaid(rows, x, y, log, picture, keys) {
       const where = has[0] === x ? { x: place, yref: "paper", y: 1, textangle: -90, xanchor: "left", yanchor: "top" } : { y: place, xref: "paper", x: 1, xanchor: "right", yanchor: "bottom" };
       picture.shapes.push({ type: "line", layer: "below", ...across, line: { color: colour, width: 1.2, dash: "dash" } });
       picture.annotations.push({ ...words, ...where });
-      (picture[has[0] === x ? "xaxis" : "yaxis"].autorangeoptions ??= { include: [] }).include.push(level - 0.03 * (ends[has[0]][1] - level));
+      levels[has[0] === x ? "xaxis" : "yaxis"].push(level);
       kinds.add(`dashed: ${each.kind}`);
     }
   }
+  // So that no line lies on the edge: a point that nobody sees. Plotly's autorangeoptions miss on log axes.
+  const unseen = [...levels.xaxis.map((level) => [level, ends[y][1]]), ...levels.yaxis.map((level) => [ends[x][1], level])];
+  traces.push({ type: "scatter", mode: "markers", hoverinfo: "skip", opacity: 0, x: xs(unseen), y: ys(unseen) });
   for (const group of groupBy(away, (each) => each[0])) kinds.add(`out of view: ${group[0][0]} (${group.length > 1 ? `${group.length} of them` : group[0][1]})`);
   keys.push(...kinds);
   return traces;
 }
 
 function referred(x, y, keys) {
-  const fit = DATA.references.filter((each) => each.values[x] && each.values[y]);
+  const [fit, others] = [true, false].map((fits) => DATA.references.filter((each) => !!(each.values[x] && each.values[y]) === fits));
   if (fit.length) keys.push(`grey: results of others, ${fit.map((each) => each.name).join(", ")}`);
+  for (const alike of groupBy(others, (each) => Object.keys(each.values).join(", "))) {
+    const more = alike.length > 1 ? ` and ${alike.length - 1} more` : "";
+    keys.push(`results of others that are not over these axes: ${alike[0].name}${more}, over ${Object.keys(alike[0].values).join(", ")}`);
+  }
   return fit.map((each, k) => ({
     type: "scatter", mode: "lines+markers", x: each.values[x], y: each.values[y], hovertemplate: `${escapeText(each.name)}<br>%{x:.4g}, %{y:.4g}<extra></extra>`,
     line: { color: css("--soft"), width: 1, dash: ["solid", "dash", "dot", "dashdot"][k % 4] }, marker: { size: 5, color: css("--soft") },

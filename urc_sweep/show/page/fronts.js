@@ -2,7 +2,7 @@
 // Fronts in the browser, as urc_sweep/maths/frontier.py and show/facts.py make them: a test compares the two.
 
 const groupBy = (rows, key) => [...Map.groupBy(rows, key).values()];
-const distinct = (values) => [...new Set(values.filter((value) => value != null))].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
+const distinct = (values) => [...new Set(values.filter((value) => value != null))].sort((a, b) => a - b || (a < b ? -1 : a > b ? 1 : 0));
 
 // Rows [x, y, ...], both minimised, that no other dominates, from left to right; equal points are all kept.
 function nondominated(points) {
@@ -38,6 +38,3 @@ function between(inner, outer) {
   const whole = (corners) => [[corners[0][0], top], ...steps(corners), [right, corners.at(-1)[1]]];
   return [...whole(inner), ...whole(outer).reverse()];
 }
-
-// A table's rows that pass no filter `off`; a missing value passes.
-const passes = (off, told) => Object.entries(told).every(([name, value]) => value == null || !off[name].has(String(value)));

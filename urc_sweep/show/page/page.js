@@ -2,14 +2,13 @@
 // What the page's figures share: the data, the state that a link carries, filters, colours, drawing what is looked at.
 
 const MAX_PINS = 6, MAX_ROWS = 500, MAX_BOUNDS = 60;
-let DATA, T, ALL = [], LARGER = new Set();
+let DATA, T, OF, ALL = [], ROWS = [], LARGER = new Set(); // of every trial: T, its facts by name; OF, where it belongs
 
 const $ = (id) => document.getElementById(id);
 const escapeText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (value, digits = 4) => (value == null ? "–" : String(Number(value.toPrecision(digits))));
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const WEIGHTS = { lambda_d: "d", lambda_c: "c", lambda_p: "p" };
-const MORE_WEIGHTS = { parent_lambda_c: "c", parent_lambda_p: "p" };
 
 function el(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -33,16 +32,17 @@ const CHOICES = ["x", "y", "at", "metric", "split"], SWITCHES = { logx: false, l
 const chosen = (name) => $(name).value;
 const on = (name) => $(name).checked;
 const severalSweeps = () => DATA.sweeps.length > 1;
-const nameOf = (i) => T.trial_id[i].slice(0, 12) + (severalSweeps() ? `@${DATA.sweeps[T.sweep[i]]}` : "");
+const nameOf = (i) => T.trial_id[i].slice(0, 12) + (severalSweeps() ? `@${DATA.sweeps[OF.sweep[i]]}` : "");
 
-// What the filters look at: of a training curve, and of a trial.
-const told = (row) => ({ sweep: DATA.sweeps[row.sweep], stage: DATA.stages[row.stage].name, rate: DATA.rates[row.rate].key, parent: row.parent_lambda_c, seed: row.seed });
-const FIELDS = { sweep: (i) => DATA.sweeps[T.sweep[i]], stage: (i) => DATA.stages[T.stage[i]].name, rate: (i) => DATA.rates[T.rate[i]].key, parent: (i) => T.parent_lambda_c[i], seed: (i) => T.seed[i] };
+// What the filters look at, of a trial and of a training curve alike.
+const FIELDS = { sweep: (row) => DATA.sweeps[row.sweep], stage: (row) => DATA.stages[row.stage].name, rate: (row) => DATA.rates[row.rate].key, parent: (row) => row.encoder, seed: (row) => row.seed };
 
-function shown() {
+function passing(rows) {
   const active = FILTERS.filter((name) => state.off[name].size);
-  return ALL.filter((i) => active.every((name) => FIELDS[name](i) == null || !state.off[name].has(String(FIELDS[name](i)))));
+  return rows.filter((row) => active.every((name) => !state.off[name].has(String(FIELDS[name](row)))));
 }
+
+const shown = () => passing(ROWS).map((row) => row.i);
 
 function remember() {
   const link = new URLSearchParams();
@@ -70,11 +70,15 @@ function recall() {
 
 // -- filters -----------------------------------------------------------------------------------------------------
 
-const OUTLINES = { circle: "M2 8a6 6 0 1 0 12 0a6 6 0 1 0-12 0", diamond: "M8 1l7 7-7 7-7-7z", "triangle-up": "M8 2l7 12H1z", cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z", x: "M3 1l5 5 5-5 2 2-5 5 5 5-2 2-5-5-5 5-2-2 5-5-5-5z" };
+// Markers in a box of 16 for a radius of 6, about as Plotly draws them; the canvas draws these too.
+const OUTLINES = {
+  circle: "M2 8a6 6 0 1 0 12 0a6 6 0 1 0-12 0", square: "M2 2h12v12h-12z", diamond: "M8 .2l7.8 7.8-7.8 7.8L.2 8z", "triangle-up": "M8 2l7 11H1z",
+  cross: "M6 1h4v5h5v4h-5v5H6v-5H1V6h5z", x: "M3 1l5 5 5-5 2 2-5 5 5 5-2 2-5-5-5 5-2-2 5-5-5-5z", "x-thin": "M2 2l12 12M14 2L2 14",
+};
 
 function symbol(shape, colour, outlined, suffix = "") {
   const span = el("span"), hollow = suffix.includes("-open"), dot = suffix.endsWith("-dot") ? `<circle cx="8" cy="8" r="2" fill="${hollow ? "currentColor" : "var(--paper)"}"/>` : "";
-  span.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${OUTLINES[shape] || "M3 3h10v10h-10z"}"/>${dot}</svg>`;
+  span.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${OUTLINES[shape] ?? OUTLINES.square}"/>${dot}</svg>`;
   const drawn = span.querySelector("path");
   drawn.style.fill = hollow ? "none" : colour;
   if (outlined || hollow) Object.assign(drawn.style, { stroke: hollow ? colour : "currentColor", strokeWidth: "2px" });
@@ -181,7 +185,12 @@ function themed(figure) {
   const ink = css("--ink"), own = layout("", "");
   const { data, layout: made } = JSON.parse(JSON.stringify(figure), (_, value) => (value === "black" ? ink : value));
   const dressed = { ...made, template: undefined, font: { ...own.font }, paper_bgcolor: own.paper_bgcolor, plot_bgcolor: own.plot_bgcolor, hoverlabel: own.hoverlabel, modebar: own.modebar, width: undefined, height: undefined };
-  if (innerWidth < 48 * 16 * size()) dressed.legend = { ...made.legend, orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" };
+  dressed.minreducedheight = 170 * size(); // long names under bars may leave nothing of a narrow figure, which Plotly answers with an error
+  if (innerWidth < 48 * 16 * size()) {
+    const annotations = made.annotations?.map((note) => ({ ...note, text: note.text.replace("; ", ";<br>") }));
+    const legend = { ...made.legend, orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" };
+    Object.assign(dressed, { annotations, legend, font: { ...own.font, size: 10 * size() }, margin: { ...made.margin, t: 40 } });
+  }
   const soft = { gridcolor: css("--rule"), linecolor: css("--soft"), tickcolor: css("--soft"), zerolinecolor: css("--soft") };
   for (const name of Object.keys(made).filter((name) => /^[xy]axis\d*$/.test(name))) dressed[name] = { ...made[name], ...soft };
   if (made.scene) {

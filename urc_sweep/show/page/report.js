@@ -28,20 +28,23 @@ function take(data) {
   const at = cursor == null ? null : nameOf(cursor); // rows are sorted anew
   DATA = data;
   T = DATA.trials;
+  OF = DATA.of;
   ALL = T.trial_id.map((_, i) => i);
+  ROWS = ALL.map((i) => ({ i, sweep: OF.sweep[i], stage: OF.stage[i], rate: OF.rate[i], encoder: OF.encoder[i], seed: T.seed[i] }));
   cursor = at == null ? null : rowOf(at) ?? null;
   LARGER = new Set(DATA.larger);
   for (const [slot, text] of Object.entries(DATA.parts ?? {})) {
-    if (text === parts.get(slot)) continue; // what a reader has opened or scrolled stays so
-    parts.set(slot, text);
-    document.querySelector(`[data-part=${slot}]`).innerHTML = text; // escaped by Python
+    const fresh = el("div", { innerHTML: text }).innerHTML; // escaped by Python
+    if (fresh === parts.get(slot)) continue; // what a reader has opened or scrolled stays so
+    parts.set(slot, fresh);
+    document.querySelector(`[data-part=${slot}]`).innerHTML = fresh;
   }
   const stages = DATA.stages.map((stage) => stage.name), rates = DATA.rates.map((rate) => rate.key), lines = DATA.curves.lines;
   const stage = (name) => DATA.stages[stages.indexOf(name)], rate = (key) => DATA.rates[rates.indexOf(key)];
   chips("sweep", DATA.sweeps, String, (name) => symbol("circle", "currentColor", false, DATA.suffixes[DATA.sweeps.indexOf(name) % DATA.suffixes.length]));
   chips("stage", stages, (name) => stage(name).label, (name) => symbol(stage(name).symbol, "var(--soft)", name === "end_to_end"));
   chips("rate", rates, (key) => rate(key).label, (key) => symbol("square", rate(key).colour));
-  chips("parent", distinct([...T.parent_lambda_c, ...lines.map((line) => line.parent_lambda_c)]), (value) => short(value));
+  chips("parent", distinct([...OF.encoder, ...lines.map((line) => line.encoder)]).filter(Boolean));
   chips("seed", distinct([...T.seed, ...lines.map((line) => line.seed)]));
   const keys = distinct(lines.flatMap((line) => Object.keys(line.values))).map((key) => key.split("/")), known = (k) => distinct(keys.map((key) => key[k]));
   const axes = Object.keys(DATA.axes);
@@ -72,6 +75,7 @@ async function update(text) {
 }
 
 async function start() {
+  for (const part of document.querySelectorAll("[data-part]")) parts.set(part.dataset.part, part.innerHTML);
   take(await unpack($("data").textContent));
   recall();
   onPage("plot", drawFrontier);

@@ -12,7 +12,7 @@ function strip(sha, alt) {
 
 // Mean and standard deviation over the trials that differ from this one by their seed alone.
 function spread(i, axis) {
-  const alike = ALL.filter((j) => T.alike[j] === T.alike[i] && T[axis][j] != null), values = alike.map((j) => T[axis][j]), n = values.length;
+  const alike = ALL.filter((j) => OF.alike[j] === OF.alike[i] && T[axis][j] != null), values = alike.map((j) => T[axis][j]), n = values.length;
   if (n < 2 || distinct(alike.map((j) => T.seed[j])).length < n) return []; // more than the seed sets these apart
   const mean = values.reduce((sum, v) => sum + v, 0) / n;
   return [`mean ± s.d., ${n} seeds`, `${short(mean)} ± ${short(Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (n - 1)), 2)}`];
@@ -21,10 +21,10 @@ function spread(i, axis) {
 function card(i, button, letter) {
   const facts = el("dl"), more = el("dl"), x = chosen("x"), y = chosen("y");
   const fact = (list, name, text) => text != null && list.append(el("dt", {}, name), el("dd", { textContent: text }));
-  if (severalSweeps()) fact(facts, "sweep", DATA.sweeps[T.sweep[i]]);
-  for (const [key, name] of Object.entries(WEIGHTS)) if (T[key][i] != null) fact(facts, lambda(name), short(T[key][i]));
-  for (const [key, name] of Object.entries(MORE_WEIGHTS)) if (T[key][i] != null) fact(facts, el("span", {}, "encoder's ", lambda(name)), short(T[key][i]));
-  if (T.variant[i]) fact(facts, "variant", T.variant[i]);
+  if (severalSweeps()) fact(facts, "sweep", DATA.sweeps[OF.sweep[i]]);
+  for (const [name, weight] of weights(i)) fact(facts, lambda(name), weight);
+  fact(facts, "further terms", T.terms[i] || null);
+  fact(facts, "encoder", OF.encoder[i] || null);
   fact(facts, "seed", T.seed[i]);
   for (const axis of Object.keys(DATA.axes)) {
     if (T[axis][i] == null) continue;
@@ -32,12 +32,12 @@ function card(i, button, letter) {
     fact(main ? facts : more, axis, short(T[axis][i], 5) + (axis === "mse" && T.mse_se[i] != null ? ` ± ${short(T.mse_se[i], 2)} s.e.` : ""));
     if (main) fact(facts, ...spread(i, axis));
   }
-  if (T.worse_than_rate0[i]) fact(facts, "worse than no bits", "on no front");
+  if (T.worse_than_rate0[i]) fact(facts, "worse than zero rate", "on no front");
   fact(more, "trial", T.trial_id[i].slice(0, 12));
   const title = el("span", {}, letter ? el("b", { className: "letter", textContent: letter }) : null, `${stageOf(i).label}, ${rateOf(i).label}`);
-  const base = T.parent[i], strips = el("div", { className: "strips" }, strip(T.originals[i], "original"));
-  if (base != null && T.samples[base]) strips.append(strip(T.samples[base], `${stageOf(base).label}: the trial whose encoder is frozen`));
-  strips.append(strip(T.samples[i], `${stageOf(i).label} reconstruction`));
+  const base = OF.parent[i], strips = el("div", { className: "strips" }, strip(OF.originals[i], "original"));
+  if (base != null && OF.samples[base]) strips.append(strip(OF.samples[base], `${stageOf(base).label}: the trial whose encoder is frozen`));
+  strips.append(strip(OF.samples[i], `${stageOf(i).label} reconstruction`));
   const legend = el("p", { className: "missing", textContent: ["original", ...(strips.children.length > 2 ? ["encoder's own decoder"] : []), "this decoder"].join(" / ") });
   return el("article", { className: "card" }, el("h3", {}, title, button), strips, legend, facts, el("details", {}, el("summary", { textContent: "all metrics" }), more));
 }
@@ -64,25 +64,30 @@ function drawPins() {
   }));
 }
 
+// Families one after the other: the same encoder, settings and further terms, and in each the weights as they grow.
+const standing = (i) => [OF.stage[i], OF.parent[i] ?? -1, T.variant[i], T.terms[i], ...Object.keys(WEIGHTS).map((key) => T[key][i] ?? -1), i];
+
+function inOrder(one, other) {
+  const k = one.findIndex((value, at) => value !== other[at]);
+  return one[k] < other[k] ? -1 : 1;
+}
+
 function drawGrid() {
   const blocks = DATA.pictures_left_out ? [el("p", { className: "caption", textContent: `Pictures of ${DATA.pictures_left_out} further trials are in the store only.` })] : [];
   for (const [sweep, name] of DATA.sweeps.entries()) {
-    const first = Math.min(...T.seed.filter((_, i) => T.sweep[i] === sweep));
+    const first = distinct(T.seed.filter((_, i) => OF.sweep[i] === sweep))[0];
     DATA.rates.forEach((rate, number) => {
-      const rows = ALL.filter((i) => T.sweep[i] === sweep && T.seed[i] === first && T.rate[i] === number && T.samples[i])
-        .sort((a, b) => T.stage[a] - T.stage[b] || T.parent_lambda_c[a] - T.parent_lambda_c[b] || T.lambda_c[a] - T.lambda_c[b] || T.lambda_p[a] - T.lambda_p[b]);
+      const rows = ALL.filter((i) => OF.sweep[i] === sweep && T.seed[i] === first && OF.rate[i] === number && OF.samples[i]).map(standing).sort(inOrder).map((row) => row.at(-1));
       if (!rows.length) return;
       const block = el("div", { className: "rate" }, el("h3", { textContent: `${severalSweeps() ? `${name}, ` : ""}${rate.label}, seed ${first}` }));
       const line = (label, picture, text) => block.append(el("div", { className: "line" }, label, picture, el("span", { className: "value", textContent: text })));
-      line(el("span", { textContent: "originals" }), strip(T.originals[rows[0]], "originals"), "");
+      line(el("span", { textContent: "originals" }), strip(OF.originals[rows[0]], "originals"), "");
       let group = "";
       for (const i of rows) {
-        const family = `${T.stage[i]}/${T.parent[i]}/${T.variant[i]}`, parent = T.parent_lambda_c[i];
-        if (family !== group) block.append(el("div", { className: "group" }, stageOf(i).label, T.variant[i] ? ` (${T.variant[i]})` : "", ...(parent == null ? [] : [", encoder trained at ", lambda("c"), ` ${short(parent)}`])));
+        const family = standing(i).slice(0, 3).join("/");
+        if (family !== group) block.append(el("div", { className: "group", textContent: `${stageOf(i).label}${OF.encoder[i] ? `, encoder ${OF.encoder[i]}` : ""}` }));
         group = family;
-        const weights = Object.entries(WEIGHTS).filter(([key]) => T[key][i] != null && (key !== "lambda_d" || T[key][i] !== 1));
-        const words = weights.map(([key]) => `${key} ${short(T[key][i])}`).join(", ");
-        line(el("span", {}, ...weights.flatMap(([key, sub]) => [lambda(sub), ` ${short(T[key][i])} `])), strip(T.samples[i], `${stageOf(i).label} reconstructions, ${words}`),
+        line(el("span", {}, ...weights(i).flatMap(([name, weight]) => [lambda(name), ` ${weight} `]), T.terms[i]), strip(OF.samples[i], `${stageOf(i).label} reconstructions, ${objective(i)}`),
           [["MSE", "mse", 4], ["accuracy", "accuracy", 3]].filter(([, key]) => T[key]?.[i] != null).map(([label, key, digits]) => `${label} ${T[key][i].toFixed(digits)}`).join(", "));
       }
       blocks.push(block);
@@ -94,7 +99,7 @@ function drawGrid() {
 // -- training curves ---------------------------------------------------------------------------------------------
 
 const curveKey = () => `${chosen("split")}/${chosen("metric")}`;
-const curvesShown = () => DATA.curves.lines.filter((line) => line.values[curveKey()] && passes(state.off, told(line)));
+const curvesShown = () => passing(DATA.curves.lines).filter((line) => line.values[curveKey()]);
 const lineName = (line) => `${severalSweeps() ? `${DATA.sweeps[line.sweep]}, ` : ""}${DATA.stages[line.stage].label}, ${DATA.rates[line.rate].label}`;
 
 function drawCurves() {
@@ -103,7 +108,8 @@ function drawCurves() {
       line: { color: DATA.rates[group[0].rate].colour, width: 1.2, dash: DATA.stages[group[0].stage].dash } };
     for (const line of group) {
       const [epochs, values] = line.values[curveKey()];
-      const name = `${escapeText(lineName(line))}<br>λ<sub>c</sub> ${short(line.lambda_c)}, seed ${line.seed}, ${escapeText(line.status)}`;
+      const told = [lineName(line), [line.weights, line.encoder && `encoder ${line.encoder}`].filter(Boolean).join(", "), `seed ${line.seed}, ${line.status}`];
+      const name = told.filter(Boolean).map(escapeText).join("<br>");
       trace.x.push(...epochs, null);
       trace.y.push(...values, null);
       trace.text.push(...epochs.map((epoch, k) => `${name}<br>epoch ${epoch}: ${short(values[k], 5)}`), "");
@@ -127,28 +133,28 @@ const cells = (texts) => texts.map((text) => el("td", { textContent: text }));
 
 function drawListing() {
   if (!$("listing").open) return;
-  const axes = Object.keys(DATA.axes), sweep = severalSweeps() ? ["sweep"] : [], listed = ["lambda_c", "parent_lambda_c", "seed"];
-  fill("listing", shown(), ["", ...sweep, "stage", "rate", ...listed, ...axes], (i) => {
+  const axes = Object.keys(DATA.axes), sweep = severalSweeps() ? ["sweep"] : [];
+  fill("listing", shown(), ["", ...sweep, "stage", "rate", "weights", "encoder", "seed", ...axes], (i) => {
     const pin = el("button", { type: "button", textContent: "pin", ariaLabel: `pin ${stageOf(i).label} ${rateOf(i).label} ${nameOf(i)}` });
     pin.addEventListener("click", () => togglePin(i));
-    return el("tr", {}, el("td", {}, pin), ...cells([...sweep.map(() => DATA.sweeps[T.sweep[i]]), stageOf(i).label, rateOf(i).label, ...[...listed, ...axes].map((name) => short(T[name][i], 5))]));
+    const words = [...sweep.map(() => DATA.sweeps[OF.sweep[i]]), stageOf(i).label, rateOf(i).label, objective(i), OF.encoder[i], T.seed[i]];
+    return el("tr", {}, el("td", {}, pin), ...cells([...words, ...axes.map((name) => short(T[name][i], 5))]));
   });
 }
 
 function drawEnds() {
   if (!$("ends").open) return;
-  fill("ends", curvesShown(), ["trial", "", "lambda_c", "seed", "status", "epoch", chosen("metric")], (line) => {
+  fill("ends", curvesShown(), ["trial", "", "weights", "encoder", "seed", "status", "epoch", chosen("metric")], (line) => {
     const [epochs, values] = line.values[curveKey()];
-    return el("tr", {}, ...cells([line.trial_id.slice(0, 12), lineName(line), short(line.lambda_c), line.seed, line.status, epochs.at(-1), short(values.at(-1), 5)]));
+    return el("tr", {}, ...cells([line.trial_id.slice(0, 12), lineName(line), line.weights, line.encoder, line.seed, line.status, epochs.at(-1), short(values.at(-1), 5)]));
   });
 }
 
 function pointsCsv() {
-  const coded = ["sweep", "stage", "rate", "parent", "front", "band", "rate_front", "rate_band", "alike", "samples", "originals"];
-  const names = Object.keys(T).filter((name) => !coded.includes(name)), x = chosen("x"), y = chosen("y");
+  const names = Object.keys(T), x = chosen("x"), y = chosen("y");
   const members = new Set(frontsOf(shown().filter((i) => T[x]?.[i] != null && T[y]?.[i] != null), x, y).fronts.flatMap((front) => front.members));
-  const own = (i) => [DATA.sweeps[T.sweep[i]], DATA.stages[T.stage[i]].name, rateOf(i).label, members.has(i), T.parent[i] == null ? null : T.trial_id[T.parent[i]]];
-  download("points", lines([["sweep", "stage", "rate", `on_front_${x}_${y}`, "parent_id", ...names], ...shown().map((i) => [...own(i), ...names.map((name) => T[name][i])])]));
+  const own = (i) => [DATA.sweeps[OF.sweep[i]], stageOf(i).name, members.has(i), OF.parent[i] == null ? null : T.trial_id[OF.parent[i]]];
+  download("points", lines([["sweep", "stage", `on_front_${x}_${y}`, "parent_id", ...names], ...shown().map((i) => [...own(i), ...names.map((name) => T[name][i])])]));
 }
 
 function curvesCsv() {
