@@ -583,7 +583,7 @@ def test_it_says_whose_encoder_and_which_terms(chromium: Any, tmp_path: Path):  
         assert [line.replace("\n", "").strip() for line in lines[start : start + 6]] == series
         assert page.evaluate("new Set(OF.alike).size") == len(points)  # no trial is another's seed
         # Decoders on a control can be switched off, and the link knows.
-        after(page, chip(page, "parent", "frozen control c 0.02 random, decoders plain").click)
+        after(page, chip(page, "parent", "frozen control c 0.02 random").click)
         assert page.inner_text("#count").startswith(f"{len(points) - 3} of")
         link = page.evaluate("location.href")
         with page.expect_download() as caught:

@@ -223,7 +223,7 @@ def test_an_empty_front_says_why(store, screen):
 
 def test_a_hypervolume_is_printed_with_its_reference(store, screen):
     text = " ".join(screen("frontier", "study", "--store", store).lines)
-    assert "hypervolume [MSE x nats] below the best without bits: mse 0.1, cross-entropy 2" in text
+    assert "hypervolume [MSE x nats] below zero rate: mse 0.1, cross-entropy 2" in text
 
 
 @pytest.mark.parametrize("watched", [True, False])
