@@ -52,7 +52,7 @@ def compressai(store: Store, sweep: str, path: Path) -> list[Path]:
     A curve is one stage, variant, set of weights and frozen encoder over rates, lowest first: means over seeds of test
     values. ``bpp`` is the nominal rate per pixel, ``psnr-rgb`` that of the mean MSE (CompressAI's is the mean of the
     images' PSNR, which is no less), other metrics have our names and units. ``meta`` has, per rate, the number of
-    seeds, their standard deviation, and how many of them are worse than no bits at all.
+    seeds, their standard deviation, and how many of them are worse than zero rate.
     """
     points = facts.fronts(facts.load(store, sweep)).rename(columns=THEIRS)
     rows = facts.records(points)
