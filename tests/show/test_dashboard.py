@@ -422,6 +422,26 @@ def test_the_live_page_is_the_report(chromium: Any, server: Server):  # noqa: F8
         until(lambda: page.locator("#surface canvas").count() > 0)
 
 
+def test_pictures_that_come_late_move_nothing(chromium: Any, server: Server):  # noqa: F811
+    late: list[Any] = []
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.route("**/image/*", lambda route: late.append(route))
+        page.goto(f"{server.url}?sweep=study", wait_until="commit")
+        page.wait_for_selector("html[data-ready=true] #status strong")
+        places = "[...document.querySelectorAll('section')].map((part) => part.getBoundingClientRect().y)"
+        before, loaded = page.evaluate(places), "[...document.images].filter((image) => image.naturalWidth).length"
+        assert page.evaluate(loaded) == 0
+
+        def all_loaded() -> bool:
+            while late:
+                late.pop().continue_()
+            return bool(page.evaluate(f"{loaded} === document.images.length"))
+
+        until(all_loaded)
+        assert page.evaluate(places) == before
+
+
 def test_sweeps_side_by_side_and_the_readers_view_are_in_the_address(chromium: Any, server: Server):  # noqa: F811
     with opened(chromium, f"{server.url}?sweep=study") as page:
         assert shown(page) == 56

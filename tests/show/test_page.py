@@ -616,6 +616,27 @@ def test_a_sweep_that_trades_perception_says_so(chromium: Any, tmp_path: Path): 
         assert "p 0" in page.evaluate("document.getElementById('curves').data[0].text[0]")
 
 
+# What moves by itself from here on; what follows a reader's own input does not count.
+MOVED = """window.moved = [];
+new PerformanceObserver((list) => list.getEntries().forEach((entry) => moved.push(
+  entry.sources.map((each) => each.node?.id || each.node?.className || each.node?.nodeName).join())
+)).observe({ type: "layout-shift" })"""
+
+
+def test_nothing_moves_while_figures_are_drawn_on_the_way(chromium: Any, page_of: Any):  # noqa: F811
+    """Whoever aims at something must hit it, though figures below the window wait to be drawn."""
+    with opened(chromium, page_of("study")) as page:
+        page.evaluate(MOVED)
+        for figure in ("cost", "gap", "curves"):
+            page.locator(f"#{figure}").scroll_into_view_if_needed()
+            until(lambda figure=figure: page.evaluate(f"document.getElementById('{figure}').data?.length > 0"))
+        page.locator("footer").scroll_into_view_if_needed()
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 200)))")
+        assert page.evaluate("moved") == []
+        page.evaluate("document.querySelector('footer').lastElementChild.before('one line')")  # the watch itself works
+        until(lambda: len(page.evaluate("moved")) == 1)
+
+
 def test_long_seeds_stay_apart(chromium: Any, tmp_path: Path):  # noqa: F811
     seeds = [2**60 + 1, 2**60 + 2, 123_456]  # the first two are the same number to a browser
     rows = [row(n, "end_to_end", seed=seed) for n, seed in enumerate(seeds)]

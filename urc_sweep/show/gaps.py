@@ -70,8 +70,7 @@ def weights(row: Mapping[str, Any], prefix: str = "") -> str:
 def encoder(row: Mapping[str, Any]) -> str:
     """Return in words whose encoder a universal front is on, and its settings where they are not the plain ones."""
     stage = str(row.get("parent_stage") or "").replace("end_to_end", "")
-    known = map(row.get, ("parent_variant", "variant"))
-    settings, own = (word if isinstance(word, str) else "" for word in known)
+    settings, own = (w if isinstance(w := row.get(name), str) else "" for name in ("parent_variant", "variant"))
     words = ["frozen" if stage and row["stage"] == "universal" else "", stage, weights(row, "parent_"), settings]
     told = " ".join(word for n, word in enumerate(words) if word and word not in words[:n])  # control random random
     # A control's variant is its kind, which decoders do not share.

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -163,10 +164,9 @@ def pack(payload: Mapping[str, Any]) -> str:
 
 def _trace(store: Store, trial_id: str) -> str:
     """Return the traceback of the failure that ended a trial, "" where none can be read."""
-    try:
+    with suppress(StoreError):
         return str((store.final_failure(trial_id) or {}).get("trace") or "").strip()[-TRACE_CHARACTERS:]
-    except StoreError:
-        return ""
+    return ""
 
 
 # -- what the script draws from ----------------------------------------------------------------------------------------
@@ -269,6 +269,7 @@ def _payload(shown: Shown, every: pd.DataFrame, points: pd.DataFrame, linked: st
         "references": [{"name": each.name, "values": dict(each.values)} for each in shown.references],
         "curves": _curves(shown, every, number, stages),
         "images": pictures,
+        "strip": _size(points, shown.image),
         "pictures_left_out": len({*points["samples_sha256"].dropna()} - known),
         "linked": linked,
         "config": dict(figures.CONFIG),
@@ -319,6 +320,14 @@ def _pictures(points: pd.DataFrame, image: Callable[[str], bytes]) -> dict[str, 
                 return pictures
             pictures[sha256] = base64.b64encode(data).decode()
     return pictures
+
+
+def _size(points: pd.DataFrame, image: Callable[[str], bytes]) -> list[int]:
+    """Return width and height of the pictures in pixels: a page keeps their places before they are loaded."""
+    with suppress(StoreError, IndexError):
+        header = image(points["originals_sha256"].dropna().tolist()[0])[16:24]  # of a PNG
+        return [int.from_bytes(header[:4]), int.from_bytes(header[4:])]
+    return [1, 1]
 
 
 def _curves(

@@ -14,6 +14,7 @@ async function drawAll() {
   await drawFrontier();
   document.documentElement.dataset.drawn = ++drawn;
   refresh();
+  noteCurves();
   drawListing();
   drawEnds();
 }

@@ -5,7 +5,8 @@ function strip(sha, alt) {
   const source = sha && (DATA.linked ? `${DATA.linked}${sha}.png` : DATA.images[sha] && `data:image/png;base64,${DATA.images[sha]}`);
   const missing = () => el("p", { className: "missing", textContent: `${alt}: no image here` });
   if (!source) return missing();
-  const picture = el("img", { className: "strip", alt, title: alt, src: source });
+  const [width, height] = DATA.strip; // so that nothing moves once it is loaded
+  const picture = el("img", { className: "strip", alt, title: alt, width, height, src: source });
   picture.addEventListener("error", () => picture.replaceWith(missing()));
   return picture;
 }
@@ -102,6 +103,12 @@ const curveKey = () => `${chosen("split")}/${chosen("metric")}`;
 const curvesShown = () => passing(DATA.curves.lines).filter((line) => line.values[curveKey()]);
 const lineName = (line) => `${severalSweeps() ? `${DATA.sweeps[line.sweep]}, ` : ""}${DATA.stages[line.stage].label}, ${DATA.rates[line.rate].label}`;
 
+// Told before the figure comes near and is drawn: what stands below it must not move then.
+function noteCurves() {
+  const { left_out: left, thinned } = DATA.curves;
+  $("curves-note").textContent = `${curvesShown().length} trials; solid: end-to-end, dotted: universal.${thinned ? ` Long curves are thinned to at most ${DATA.curves.most} epochs.` : ""}${left ? ` Curves of ${left} further trials are in the store only.` : ""}`;
+}
+
 function drawCurves() {
   const found = curvesShown(), traces = groupBy(found, (line) => `${line.rate}/${line.stage}`).map((group) => {
     const trace = { type: "scatter", mode: "lines", x: [], y: [], text: [], hovertemplate: "%{text}<extra></extra>", opacity: 0.8,
@@ -116,8 +123,6 @@ function drawCurves() {
     }
     return trace;
   });
-  const { left_out: left, thinned } = DATA.curves;
-  $("curves-note").textContent = `${found.length} trials; solid: end-to-end, dotted: universal.${thinned ? ` Long curves are thinned to at most ${DATA.curves.most} epochs.` : ""}${left ? ` Curves of ${left} further trials are in the store only.` : ""}`;
   return plotly("curves", traces, layout("epoch", chosen("metric"), traces.length ? "" : "No curve to show"));
 }
 
