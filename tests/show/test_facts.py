@@ -326,5 +326,4 @@ def test_warm_starts_from_two_trials_are_two_settings():
     ends = [trial("end_to_end", 0, w["classification"], (0.04, 1.0), (0.04, 1.0), weights=w) for w in weights]
     decoder = begun(ends[0], parent_id=ends[0]["trial_id"])  # of the trial whose encoder it has: nothing more to say
     points = facts.compressors(frame([*ends, *map(begun, ends), decoder])).set_index("trial_id")
-    told = "init given, from classification {} distortion 1"
-    assert sorted(points["variant"]) == ["", "", "init given", told.format("0"), told.format("0.2")]
+    assert sorted(points["variant"]) == ["", "", "init c 0 d 1", "init c 0.2 d 1", "init given"]

@@ -6,7 +6,7 @@ point's test value (science: choices on validation, tables and figures on test).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -97,7 +97,7 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     points = trials[trials["dim"].notna()].astype({"dim": "int64", "levels": "int64"}).reset_index(drop=True)
     points["sweep"] = points.get("sweep", "")
     points["variant"] = points["variant"].fillna("") if "variant" in points else ""  # the first release had none
-    points["terms"] = [_terms(weights) for weights in points["weights"]]
+    points["terms"] = [*map(_terms, points["weights"])]
     place = {key: row for row, key in enumerate(zip(points["sweep"], points["trial_id"], strict=True))}
     parents, begun = (
         [place.get(key, -1) for key in zip(points["sweep"], ids, strict=True)]
@@ -105,8 +105,11 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     )
     # Two warm starts are two settings, but the table's variant only says that they are warm.
     for row in np.flatnonzero((np.array(begun) >= 0) & (np.array(begun) != parents)):
-        source = _terms(points["weights"].iloc[begun[row]], LAMBDAS.values())
-        points.loc[row, "variant"] = f"{points['variant'].iloc[row]}, from {source}".removeprefix(", ")
+        source = points[OBJECTIVE].iloc[begun[row]].dropna()
+        told = " ".join([f"{name[-1]} {source[name]:g}" for name in WEIGHTS if name in source] + [source["terms"]])
+        known = points["variant"].iloc[row]
+        known = known if "init given" in known else f"{known}, init given".removeprefix(", ")
+        points.loc[row, "variant"] = known.replace("init given", f"init {told}".strip())
     for name in ("stage", "variant", "terms", "lambda_d", "mse_centroid", "config_json", "rate_bits"):
         missing = "" if name in ("stage", "variant", "terms") else np.nan
         points[f"parent_{name}"] = points[name].reindex(parents, fill_value=missing).array
@@ -127,10 +130,9 @@ def compressors(trials: pd.DataFrame) -> pd.DataFrame:
     return points.sort_values(order, kind="stable", ignore_index=True)
 
 
-def _terms(weights: Any, also: Collection[str] = ()) -> str:
+def _terms(weights: Any) -> str:
     told = weights.items() if isinstance(weights, dict) else ()
-    apart = {*LAMBDAS.values()} - {*also}
-    return " ".join(f"{name} {weight:g}" for name, weight in sorted(told) if name not in apart)
+    return " ".join(f"{name} {weight:g}" for name, weight in sorted(told) if name not in LAMBDAS.values())
 
 
 def _further(points: pd.DataFrame) -> list[str]:
@@ -142,9 +144,8 @@ def _further(points: pd.DataFrame) -> list[str]:
 def axes(points: pd.DataFrame) -> dict[str, str]:
     """Return what a frontier of these ``compressors`` can be drawn over, and its label: also plugins' metrics."""
     known = {axis: label for axis, label in AXES.items() if points[axis].notna().any()}
-    further = [name for name in _further(points) if {name, f"val_{name}"} <= {*points}]
-    better = {name: "more" if larger_is_better(name) else "less" for name in further}
-    return known | {name: f"{name.replace('_', ' ')} ({better[name]} is better)" for name in further}
+    extra = [name for name in _further(points) if {name, f"val_{name}"} <= {*points}]
+    return known | {n: f"{n.replace('_', ' ')} ({'more' if larger_is_better(n) else 'less'} is better)" for n in extra}
 
 
 def larger_is_better(axis: str) -> bool:

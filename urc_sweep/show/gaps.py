@@ -92,8 +92,7 @@ def obstacle(trials: pd.DataFrame, at: str = "cross_entropy") -> str | None:
     for stage, names in (("end_to_end", ["end_to_end"]), ("universal", [*UNIVERSAL])):
         most = sizes.reindex(names, fill_value=0).max()
         if not most:
-            every = compressors(trials)
-            every = every[every["stage"].isin(names) & every[[f"val_{at}", CONSTRAINTS[at]]].notna().all(axis=1)]
+            every = compressors(trials).query("stage in @names").dropna(subset=[f"val_{at}", CONSTRAINTS[at]])
             if lost := len(every[every["worse_than_rate0"]]):
                 return (
                     f"no penalty: all {lost} finished {stage} trials are worse than zero rate, the best constant image"
