@@ -70,7 +70,7 @@ def pixels(option: str, size: str) -> float:
 
 def figure(trials: pd.DataFrame, kind: str, image: Callable[[str], bytes], at: str = "", **options: Any) -> go.Figure:
     """Return the figure of a kind, a name in ``figures``; ``options`` are those of the frontier."""
-    own: Mapping[str, Sequence[Any]] = {"images": [image], "gap": [at, None, True], "penalty": [at]}
+    own: Mapping[str, Sequence[Any]] = {"images": [image], "gap": [at], "penalty": [at]}
     draw: Callable[..., go.Figure] = getattr(figures, kind)
     return draw(trials, *own.get(kind, ()), **(options if kind == "frontier" else {}))
 

@@ -56,7 +56,7 @@ BASES = (("dot", "diamond"), ("dash", "square"), ("dashdot", "triangle-up"), ("l
 OTHER_SYMBOL, OTHER_DASH, WORSE_SYMBOL = "square", "dash", "x-thin-open"
 SVG_POINTS = 3000  # above it WebGL draws, the page's canvas too: SVG would take seconds
 MOST_STRIPS = 60  # an image grid longer than that is for the report
-CROWDED = 6  # bars whose names no longer fit side by side
+CROWDED, MOST_BARS = 6, 60  # bars whose names no longer fit side by side, and that would fill screen after screen
 FAR = 0.5  # overlays further from the points than that share of their range wait in the legend
 
 
@@ -166,17 +166,17 @@ def penalty(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = Non
     return _seeds(figure, table.loc[~table["infeasible"], "seeds"], gaps.obstacle(trials, at))
 
 
-def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None, column: bool = False) -> go.Figure:
+def gap(trials: pd.DataFrame, at: str = "", table: pd.DataFrame | None = None) -> go.Figure:
     """Return the same penalties split into what the base encoder lost and what decoders failed to learn, as bars.
 
     A bar per rate, base encoder and end-to-end weight; the two parts sum to the total exactly, below zero where they
     are negative; the whisker is the total's 95 % interval (none under three seeds). ``table``: ``gaps.splits`` of the
-    same, where it is known already. ``column``: in a column of a paper many bars lie, one below the other, and the
-    figure is as high as they need. Unknown ``at``: ``SpecError``.
+    same, where it is known already. More than a few bars lie, one below the other, and the figure is as high as they
+    need. Unknown ``at``: ``SpecError``.
     """
     at = at or gaps.matched_at(trials)
     table = (gaps.splits(trials, at) if table is None else table).dropna(subset=["gap"])
-    lies = column and len(table) > CROWDED
+    lies = CROWDED < len(table) <= MOST_BARS
     along, across = ("y", "x") if lies else ("x", "y")
     figure = go.Figure(layout=_layout("", "") | {"barmode": "relative", "bargap": 0.35})
     figure.update_layout({f"{across}axis_title_text": "gap [MSE per pixel]"})

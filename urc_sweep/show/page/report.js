@@ -15,6 +15,7 @@ async function drawAll() {
   document.documentElement.dataset.drawn = ++drawn;
   refresh();
   noteCurves();
+  $("gap").style.height = DATA.costs[chosen("at")]?.gap.layout.height ? `${(DATA.costs[chosen("at")].gap.layout.height + 80) * size()}px` : "";
   drawListing();
   drawEnds();
 }
