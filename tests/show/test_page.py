@@ -572,6 +572,7 @@ def test_it_says_whose_encoder_and_which_terms(chromium: Any, tmp_path: Path):  
             assert (f"encoder\n{encoder}" in card, "edges 1" in card) == (bool(encoder), terms[0] == "edges")
             assert trial[:12] in page.inner_html("#preview")
         page.click("#listing summary")
+        page.wait_for_selector("#listing tbody tr")  # what a summary opens is drawn a moment later
         rows = [line.split("\t")[3:5] for line in page.locator("#listing tbody tr").all_inner_texts()]
         assert rows == [[weights, encoder] for weights, encoder in told.values()]
         # Reconstructions: a heading for each family, and in each the weights as they grow.
@@ -604,6 +605,7 @@ def test_a_sweep_that_trades_perception_says_so(chromium: Any, tmp_path: Path): 
         assert "3 on a front" in page.inner_text("#count")
         assert "3 of 3 points chosen for fronts over MSE and sliced-w2" in page.inner_text("[data-part=trust]")
         page.click("#listing summary")
+        page.wait_for_selector("#listing tbody tr")
         assert [line.split("\t")[3] for line in page.locator("#listing tbody tr").all_inner_texts()] == [
             "p 0",
             "p 0.01",
@@ -645,6 +647,7 @@ def test_long_seeds_stay_apart(chromium: Any, tmp_path: Path):  # noqa: F811
     rows = [row(n, "end_to_end", seed=seed) for n, seed in enumerate(seeds)]
     with written(chromium, tmp_path, rows, curve=[(1, "train", "loss", 0.5, 1.0)]) as page:
         page.click("#listing summary")
+        page.wait_for_selector("#listing tbody tr")
         listed = [line.split("\t")[5] for line in page.locator("#listing tbody tr").all_inner_texts()]
         assert sorted(map(int, listed)) == sorted(seeds)
         assert "seed 123456" in page.inner_text("#grid h3")
