@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 from urc_sweep.errors import SpecError, StoreError, UrcSweepError, choices, printable
 from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import exchange, gaps, progress, report
-from urc_sweep.show.grid import STATES
+from urc_sweep.show.grid import LEFT, STATES
 from urc_sweep.show.terminal import duration
 from urc_sweep.store.commits import Store
 from urc_sweep.store.lease import EXPIRY_S, holder_of
@@ -75,7 +75,7 @@ class Snapshot:
     def __init__(self, read: report.Shown) -> None:
         self.report, self.made = read, datetime.now(UTC)
         frames = [(name, read.trials[read.trials["sweep"] == name]) for name in read.sweeps]
-        left = {name: int(progress.states(rows).isin(progress.LEFT).sum()) for name, rows in frames}
+        left = {name: int(progress.states(rows).isin(LEFT).sum()) for name, rows in frames}
         done = {name: f"{(rows['status'] == 'done').sum()} of {len(rows)} trials done" for name, rows in frames}
         self.sweeps = [(name, done[name], left[name], progress.eta_s(rows, self.made)) for name, rows in frames]
         self.stages = [_stages(name, rows) for name, rows in frames if left[name]]

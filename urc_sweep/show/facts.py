@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from urc_sweep.maths.frontier import attainment, hypervolume, nondominated
 from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan import registry
-from urc_sweep.show.grid import FAILURES as FAILURES
+from urc_sweep.show.grid import FAILURES
 from urc_sweep.store import query
 from urc_sweep.store.commits import Store
 from urc_sweep.store.tables import LAMBDAS

@@ -15,6 +15,7 @@ import pandas as pd
 from urc_sweep.maths.penalty import FEWEST_PAIRS
 from urc_sweep.plan.spec import stage_label
 from urc_sweep.show import facts, figures, gaps, progress
+from urc_sweep.show.grid import FAILURES
 
 # A mail attachment: what is past these stays in the store, and the page says so.
 TABLE_ROWS = 500
@@ -84,8 +85,8 @@ def _state(trials: pd.DataFrame, points: pd.DataFrame) -> str:
     """Return what a reader must know before believing the figures: empty and partial states, in plain words."""
     trials, points = (table.drop_duplicates("trial_id") for table in (trials, points))
     notes = []
-    waiting = int((~trials["status"].isin(["done", *facts.FAILURES])).sum())
-    failed = int(trials["status"].isin(facts.FAILURES).sum())
+    waiting = int((~trials["status"].isin(["done", *FAILURES])).sum())
+    failed = int(trials["status"].isin(FAILURES).sum())
     if waiting:
         notes.append(f"Not finished: {waiting} of {len(trials)} trials are still to come. All below is preliminary.")
     if points.empty:
@@ -116,7 +117,7 @@ def _trust(trials: pd.DataFrame, points: pd.DataFrame, at: str, verified: str) -
     chosen = f"{members} chosen for fronts over MSE and {_words(at)} on the validation split"
     entries = {
         "done": ", ".join(finished),
-        "failed": str(int(trials["status"].isin(facts.FAILURES).sum())),
+        "failed": str(int(trials["status"].isin(FAILURES).sum())),
         "seeds": _distinct(trials[trials["dim"].notna()], "seed"),
         "precision": _distinct(trials, "precision"),
         "protocol": _distinct(trials, "protocol"),

@@ -18,8 +18,7 @@ import pandas as pd
 
 from urc_sweep.errors import SpecError
 from urc_sweep.plan.registry import find
-from urc_sweep.show.grid import LEFT as LEFT
-from urc_sweep.show.grid import STATES as STATES
+from urc_sweep.show.grid import LEFT
 
 NEEDS = ("parent_id", "classifier_id", "heldout_classifier_id")
 RECENT = 50  # what ended last tells how fast it goes now

@@ -334,7 +334,7 @@ def _curves(
     shown: Shown, every: pd.DataFrame, number: Mapping[tuple[Any, ...], int], stages: Sequence[str]
 ) -> dict[str, Any]:
     """Return training curves, lowest seeds first, each thinned to ``CURVE_EPOCHS``: epochs, values by split/metric."""
-    began = every[every["status"].isin(["done", "running", "stopped", *facts.FAILURES])]
+    began = every[every["status"] != "pending"]
     kept = began.sort_values("seed", kind="stable").head(CURVES)
     names = ["trial_id", "split", "metric", "epoch", "value"]
     chosen = shown.curves(kept["trial_id"].tolist())[["sweep", *names]].sort_values("epoch", kind="stable")

@@ -15,7 +15,8 @@ async function drawAll() {
   document.documentElement.dataset.drawn = ++drawn;
   refresh();
   noteCurves();
-  $("gap").style.height = DATA.costs[chosen("at")]?.gap.layout.height ? `${(DATA.costs[chosen("at")].gap.layout.height + 80) * size()}px` : "";
+  const wanted = DATA.costs[chosen("at")]?.gap.layout.height; // of bars that lie one below the other
+  $("gap").style.height = wanted ? `${(wanted + 80) * size()}px` : "";
   drawListing();
   drawEnds();
 }
